@@ -1,0 +1,275 @@
+"""Requests and answers of `/v1` on `agent.sock`, one pydantic model each.
+
+| call | request | answer |
+|---|---|---|
+| POST hello | Hello | Welcome |
+| GET inbox?wait&max&turn | - | Inbox |
+| POST leases/{id}/ack, POST leases/{id}/return | - | Done |
+| POST messages | SendMessage | Sent |
+| POST turns | BeginTurn | TurnBegun |
+| POST turns/{id}/events | TurnEvents | EventsTaken |
+| POST turns/{id}/end | EndTurn | Done |
+| GET directives?wait&after | - | Directives |
+| POST questions | AskOperator | Asked |
+| POST nap | Nap | Done |
+| POST status | Status | Done |
+| POST proposals?agent&commit&description | git bundle (application/octet-stream) | Proposed |
+| POST drafts | SpawnDraft | DraftMade |
+| POST drafts/{name}/commit?commit&description | multipart: `bundle`, `state` (tar) | Proposed |
+| POST spawns | Spawn | Proposed |
+| POST agents/{name}/{start,stop,restart} | - | Done |
+| GET agents | - | Agents |
+| GET agents/{name}/logs?lines | - | Logs |
+| GET repos/{name}/bundle | - | git bundle of `main` (application/octet-stream) |
+
+An error is `{"error": {"code", "message", "hint"}}` with a 4xx or 5xx status.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+WIRE_VERSION = 1
+BODY_MAX_BYTES = 65536
+EVENT_TEXT_MAX = 200_000
+BUNDLE_MAX_BYTES = 32 * 1024 * 1024
+STATE_TAR_MAX_BYTES = 32 * 1024 * 1024
+
+
+class Wire(BaseModel):
+    """Base of all wire models: strict, closed, frozen."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Done(Wire):
+    """The request took effect (or had already)."""
+
+    ok: Literal[True] = True
+
+
+class Hello(Wire):
+    """First call of a harness after each start or reconnect. `boot` is random per harness process;
+    `turn` is the turn that is still going on from before the host went away."""
+
+    wire: int
+    boot: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    turn: int | None = None
+
+
+class Welcome(Wire):
+    """What the host has approved for this agent. `spec` is the JSON of the spec; `prompt` the text of its prompt file;
+    `session_id` the UUID to use, `resume` whether that session exists already; `model` the one to use now
+    (the operator's override or the spec's); `peers` the names it may send to."""
+
+    wire: int
+    agent: str
+    role: Literal["agent", "manager"]
+    spec: dict[str, Any]
+    prompt: str
+    model: str
+    session_id: str
+    resume: bool
+    generation: int
+    peers: list[str]
+    directives_after: int
+    hive_drafts: list[str] = []
+
+
+class Delivered(Wire):
+    """A message as delivered: `sender` is proven by the host, `body` is foreign text."""
+
+    id: int
+    sender: str
+    body: str
+    sent_at: str
+    in_reply_to: int | None = None
+    redelivered: bool = False
+    kind: Literal["message", "event", "answer"] = "message"
+
+
+class Inbox(Wire):
+    """Messages under one lease (None when there are none); `waiting` is how many more are queued."""
+
+    lease: int | None
+    messages: list[Delivered]
+    waiting: int
+
+
+class SendMessage(Wire):
+    """`to`: an agent, `manager`, `operator` or `*`. `key` makes a repeat after a lost answer harmless."""
+
+    to: Annotated[str, Field(min_length=1, max_length=64)]
+    body: Annotated[str, Field(min_length=1, max_length=BODY_MAX_BYTES)]
+    in_reply_to: int | None = None
+    key: Annotated[str, Field(min_length=8, max_length=64)]
+
+
+class Sent(Wire):
+    """Ids of the messages made, one per recipient."""
+
+    ids: list[int]
+
+
+class BeginTurn(Wire):
+    """A turn over the messages of `lease` (None: a turn for a directive such as compaction). `key` makes it idempotent."""
+
+    lease: int | None
+    key: Annotated[str, Field(min_length=8, max_length=64)]
+
+
+class TurnBegun(Wire):
+    """The turn's id on the host, and the model it must use."""
+
+    turn: int
+    model: str
+
+
+EventKind = Literal[
+    "prompt", "text", "thinking", "tool_call", "tool_result", "policy_refusal", "note", "stderr", "model", "compaction",
+    "result", "context",
+]
+
+
+class TurnEvent(Wire):
+    """One line of the transcript, as told by the container. `seq` counts from 1 in each turn.
+
+    `data` by kind: prompt {text}; text {text}; thinking {text}; tool_call {id, name, input}; tool_result {id, text, is_error,
+    duration_ms?}; policy_refusal {tool, command?, reason}; note {text}; stderr {text}; model {model}; compaction {before_tokens,
+    after_tokens?}; result {is_error, subtype, terminal_reason?, api_error_status?, duration_ms, num_turns, text?};
+    context {used_tokens, window_tokens}. Texts are cut at `EVENT_TEXT_MAX` characters.
+    """
+
+    seq: Annotated[int, Field(ge=1)]
+    at: str
+    kind: EventKind
+    data: dict[str, Any]
+
+
+class TurnEvents(Wire):
+    """A batch in order; sending one again changes nothing."""
+
+    events: Annotated[list[TurnEvent], Field(min_length=1, max_length=200)]
+
+
+class EventsTaken(Wire):
+    """All events up to and including `seq` are stored and need not be sent again."""
+
+    seq: int
+
+
+Outcome = Literal[
+    "ok", "cancelled", "prompt_too_long", "rate_limited", "auth", "budget", "stalled", "crashed", "model_refused", "api_error",
+]
+
+
+class EndTurn(Wire):
+    """How the turn ended. `ok` acks every lease of the turn, everything else returns them (redelivered), except
+    `cancelled`, which acks: the operator ended the turn, its messages are not to come again.
+    `retry_after_s` is told for rate limits; `error` in words."""
+
+    outcome: Outcome
+    error: Annotated[str, Field(max_length=4000)] = ""
+    retry_after_s: Annotated[float, Field(ge=0, le=604800)] | None = None
+
+
+class Directive(Wire):
+    """An order of the host. `spec` means: the approved spec changed, say hello again at the turn's end.
+    `model` carries `{model}`; `session` `{session_id}` (a fresh one); `wake` ends a nap; `text` `{turn?}` etc. by kind."""
+
+    id: int
+    kind: Literal["cancel", "model", "compact", "session", "spec", "wake", "repos"]
+    data: dict[str, Any] = {}
+
+
+class Directives(Wire):
+    """Orders in order of id; ask again with `after` = the last id."""
+
+    directives: list[Directive]
+
+
+class AskOperator(Wire):
+    """A question for the operator; the answer arrives as a message."""
+
+    question: Annotated[str, Field(min_length=1, max_length=8000)]
+    options: Annotated[list[Annotated[str, Field(min_length=1, max_length=400)]], Field(max_length=20)] = []
+    multi: bool = False
+    ttl_seconds: Annotated[int, Field(ge=60, le=604800)] | None = None
+    key: Annotated[str, Field(min_length=8, max_length=64)]
+
+
+class Asked(Wire):
+    """The question's id."""
+
+    id: int
+
+
+class Nap(Wire):
+    """Do not wake this agent before `seconds` have passed, unless something urgent comes."""
+
+    seconds: Annotated[int, Field(ge=1, le=86400)]
+    reason: Annotated[str, Field(max_length=400)] = ""
+
+
+class Status(Wire):
+    """A short text shown beside the agent."""
+
+    text: Annotated[str, Field(max_length=400)]
+
+
+class Proposed(Wire):
+    """The proposal made of a commit; its examination goes on, the outcome comes as a message."""
+
+    proposal: int
+    state: str
+
+
+class SpawnDraft(Wire):
+    """Start a draft of a new agent; the host seeds its first commit."""
+
+    name: str
+
+
+class DraftMade(Wire):
+    """The draft's first commit, to be fetched from `GET repos/{name}/bundle`."""
+
+    name: str
+    commit: str
+
+
+class Spawn(Wire):
+    """One-shot request for a new agent from the template."""
+
+    name: str
+    description: Annotated[str, Field(max_length=2000)] = ""
+
+
+class PeerAgent(Wire):
+    """What an agent may know of another."""
+
+    name: str
+    role: str
+    state: str
+    model: str
+    generation: int | None
+    commit: str | None
+
+
+class Agents(Wire):
+    """All agents of the hive, by name."""
+
+    agents: list[PeerAgent]
+
+
+class Logs(Wire):
+    """Last lines of an agent's console log, oldest first."""
+
+    lines: list[str]
+
+
+MODELS: tuple[type[Wire], ...] = (
+    Done, Hello, Welcome, Delivered, Inbox, SendMessage, Sent, BeginTurn, TurnBegun, TurnEvent, TurnEvents, EventsTaken, EndTurn,
+    Directive, Directives, AskOperator, Asked, Nap, Status, Proposed, SpawnDraft, DraftMade, Spawn, PeerAgent, Agents, Logs,
+)

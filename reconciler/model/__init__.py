@@ -1,0 +1,1 @@
+"""Frozen values of the hive: names, ids, states, the agent's spec. No I/O, no clock, no randomness."""

@@ -1,0 +1,143 @@
+"""The agent's spec: the validated settings of `agent.nix` (`hyperhive.*`), as pydantic models.
+
+The JSON Schema of `Spec` is what `hive schema` prints; Nix option types say the same a second time by design.
+Field names are the option names (camelCase), because this is the JSON that Nix evaluates to.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MODEL_PATTERN = r"^[a-z][a-z0-9.:-]{0,63}(\[1m\])?$"
+SIZE_PATTERN = r"^[1-9][0-9]{0,9}[KMGT]$"
+RECIPIENT_PATTERN = r"^([a-z][a-z0-9-]{0,30}|\*)$"
+ALIASES = ("haiku", "sonnet", "opus", "fable")
+
+ModelName = Annotated[str, Field(pattern=MODEL_PATTERN)]
+Pattern = Annotated[str, Field(min_length=1, max_length=500)]
+Recipient = Annotated[str, Field(pattern=RECIPIENT_PATTERN)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class BashPolicy(_Part):
+    """Patterns in Claude Code's `Bash(...)` grammar; an empty `allow` means no shell."""
+
+    allow: list[Pattern] = Field(default=[], max_length=200)
+    deny: list[Pattern] = Field(default=[], max_length=200)
+
+    @field_validator("allow", "deny")
+    @classmethod
+    def _can_match(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            inner = pattern.removeprefix("Bash(").removesuffix(")") if pattern.startswith("Bash(") else pattern
+            if not inner.strip() or inner != inner.strip() or re.search(r"[\x00-\x1f\x7f]", inner):
+                raise ValueError(f"the pattern {pattern!r} can never match: it is blank, padded, or has control characters")
+        return patterns
+
+
+class ToolsPolicy(_Part):
+    """Built-in tools offered to the model, and server-side tools and betas that the gateway lets pass."""
+
+    allow: list[Literal["Read", "Edit", "Write", "Glob", "Grep", "NotebookEdit"]] = ["Read", "Edit", "Write"]
+    server: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,80}$")]] = []
+
+
+class UidMap(_Part):
+    """First host uid of the agent's range of 65536; None: assigned by the host when the agent is created."""
+
+    base: Annotated[int, Field(ge=65536, multiple_of=65536, le=4294836224)] | None = None
+
+
+class Network(_Part):
+    """Host names the egress proxy lets through. Not supported yet: anything but the empty list is refused."""
+
+    allow: Annotated[list[str], Field(max_length=0)] = []
+
+
+class SendPolicy(_Part):
+    """Whom the agent may send to: agent names, `manager`, `operator`, `*`."""
+
+    allow: list[Recipient] = ["manager", "operator"]
+
+
+class Budget(_Part):
+    """Limits that the gateway holds; None: no limit of the agent's own."""
+
+    usdPerDay: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    tokensPerTurn: Annotated[int, Field(gt=0, le=1_000_000_000)] | None = None
+
+
+class McpServer(_Part):
+    """An extra MCP server started inside the container; `allow` names its tools one by one."""
+
+    command: Annotated[str, Field(min_length=1, max_length=4096)]
+    args: list[str] = []
+    env: dict[str, str] = {}
+    allow: list[str] = []
+
+
+class Limits(_Part):
+    """Bounds of the container: bytes with a suffix, CPU in percent of one core, number of tasks."""
+
+    memoryMax: Annotated[str, Field(pattern=SIZE_PATTERN)] = "4G"
+    cpuQuota: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}%$")] = "200%"
+    tasksMax: Annotated[int, Field(ge=16, le=65536)] = 512
+    diskMax: Annotated[str, Field(pattern=SIZE_PATTERN)] = "10G"
+
+
+class Compact(_Part):
+    """Context in use at which the harness compacts: a fraction of the window."""
+
+    atTokens: Annotated[float, Field(gt=0.1, lt=1)] = 0.75
+
+
+class Notes(_Part):
+    """Size at which `/state/notes.md` is rewritten, in bytes."""
+
+    maxBytes: Annotated[int, Field(ge=1024, le=1_048_576)] = 32768
+
+
+class NixAccess(_Part):
+    """Whether the container may speak to a Nix daemon, as an untrusted user."""
+
+    enable: bool = False
+
+
+class Spec(_Part):
+    """All settings of one agent; every default here is the default of the option of the same name."""
+
+    model: ModelName = "haiku"
+    models: list[ModelName] = []
+    role: Literal["agent", "manager"] = "agent"
+    bash: BashPolicy = BashPolicy()
+    tools: ToolsPolicy = ToolsPolicy()
+    uidMap: UidMap = UidMap()
+    network: Network = Network()
+    send: SendPolicy = SendPolicy()
+    budget: Budget = Budget()
+    mcpServers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,30}$")], McpServer] = {}
+    limits: Limits = Limits()
+    prompt: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,200}$")] | None = None
+    compact: Compact = Compact()
+    notes: Notes = Notes()
+    nix: NixAccess = NixAccess()
+
+    @field_validator("mcpServers")
+    @classmethod
+    def _own_key(cls, servers: dict[str, McpServer]) -> dict[str, McpServer]:
+        if "hyperhive" in servers:
+            raise ValueError("the key 'hyperhive' is the hive's own server; choose another")
+        return servers
+
+    @field_validator("prompt")
+    @classmethod
+    def _inside(cls, path: str | None) -> str | None:
+        if path is not None and (path.startswith("/") or ".." in path.split("/")):
+            raise ValueError("prompt is a file inside the agent's flake: a relative path without '..'")
+        return path
