@@ -1,0 +1,91 @@
+"""The host's configuration of the hive: one JSON file, `$HIVE_CONFIG` (default /etc/hyperhive/config.json).
+
+Every field has a default, so an absent file is a valid configuration. `hive check-config FILE` validates it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reconciler.errors import OperatorError
+
+DEFAULT_PATH = Path("/etc/hyperhive/config.json")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class UidRange(_Part):
+    """Host uids that agents' ranges are taken from, `start` inclusive, `end` exclusive; multiples of 65536."""
+
+    start: Annotated[int, Field(ge=65536, multiple_of=65536)] = 1_048_576
+    end: Annotated[int, Field(multiple_of=65536, le=4_294_901_760)] = 1_048_576 + 256 * 65536
+
+
+class Gateway(_Part):
+    """Upstream of the model gateway: `https://…`, `http://127.0.0.1:…` or `unix:/path` (the scripted model)."""
+
+    upstream: str = "https://api.anthropic.com"
+    label: str = "the Anthropic API"
+    credential_file: str | None = None
+    credential_kind: Literal["api-key", "bearer"] = "api-key"
+    allowed_models: list[str] = ["haiku", "sonnet", "opus", "fable"]
+
+
+class Harness(_Part):
+    """Where the harness's package and its virtual environment lie on the bare platform."""
+
+    package: str = "/opt/hyperhive/harness"
+    venv: str = "/opt/hyperhive/.venv-harness"
+
+
+class Timeouts(_Part):
+    """Deadlines in seconds."""
+
+    hello_s: Annotated[float, Field(gt=0)] = 20.0
+    examine_s: Annotated[float, Field(gt=0)] = 20.0
+    build_s: Annotated[float, Field(gt=0)] = 1800.0
+    resync_s: Annotated[float, Field(gt=0)] = 10.0
+
+
+class Config(_Part):
+    """The whole configuration."""
+
+    platform: Literal["bare", "nixos"] = "bare"
+    driver: Literal["shim", "systemd"] = "shim"
+    state_dir: str = os.environ.get("HIVE_STATE", "/var/lib/hyperhive")
+    run_dir: str = os.environ.get("HIVE_RUN", "/run/hyperhive")
+    modules: str = "/opt/hyperhive/modules"
+    ui_user: str = "hive-ui"
+    gateway_user: str = "hive-gateway"
+    build_user: str = "hive-build"
+    operator_group: str = "hive"
+    ui_port: Annotated[int, Field(ge=1, le=65535)] = 7000
+    uid_range: UidRange = UidRange()
+    gateway: Gateway = Gateway()
+    harness: Harness = Harness()
+    timeouts: Timeouts = Timeouts()
+    parallel_builds: Annotated[int, Field(ge=1, le=64)] = 2
+
+
+def load(path: Path | None = None) -> Config:
+    """The configuration at `path`, `$HIVE_CONFIG`, or the default place; `OperatorError` names the field that is wrong."""
+    where = path or Path(os.environ.get("HIVE_CONFIG", str(DEFAULT_PATH)))
+    if path is None and not where.exists():
+        return Config()
+    try:
+        return Config.model_validate(json.loads(where.read_text()))
+    except OSError as error:
+        raise OperatorError(f"cannot read the configuration {where}: {error.strerror}") from error
+    except ValueError as error:
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            place = ".".join(str(p) for p in first["loc"])
+            raise OperatorError(f"{where}: {place}: {first['msg']}", hint="see `hive check-config --help`") from error
+        raise OperatorError(f"{where} is no JSON: {error}") from error
