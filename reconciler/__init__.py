@@ -1,0 +1,1 @@
+"""hived, the host side of a hive: reconciler, broker, approvals, gateway, command line, demo."""

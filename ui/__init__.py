@@ -1,0 +1,1 @@
+"""hive-ui, the operator's web server: renders and posts, owns nothing."""
