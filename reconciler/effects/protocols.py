@@ -85,7 +85,7 @@ class Containers(Protocol):
         """Set user.max_user_namespaces = 0 inside the container's user namespace, and read it back."""
         ...
 
-    async def logs(self, name: AgentName, lines: int) -> list[str]:
+    async def logs(self, name: AgentName, lines: int) -> Sequence[str]:
         """Last lines of the console, oldest first, each cut at 2000 characters."""
         ...
 
