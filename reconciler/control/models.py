@@ -23,6 +23,7 @@ and hived resolves actor and role from it; on `control.sock` the peer's uid is t
 | POST /v1/proposals | Propose | Proposal | operator |
 | GET /v1/proposals/{id}/diff?base | - | Diff | viewer |
 | GET /v1/proposals/{id}/log?after | - | BuildLog | viewer |
+| GET /v1/proposals/{id}/why | - | Why | viewer |
 | POST /v1/proposals/{id}/approve | Approve | Proposal | operator |
 | POST /v1/proposals/{id}/{deny,cancel} | Decide | Proposal | operator |
 | GET /v1/questions | - | QuestionList | viewer |
@@ -199,7 +200,7 @@ class Cause(Model):
 
 
 class Why(Model):
-    """The cause chain of an agent's running generation."""
+    """The cause chain of an agent's running generation, or of a proposal (who asked, in which turn, after which message)."""
 
     agent: str
     chain: list[Cause]
@@ -272,9 +273,9 @@ class Change(Model):
 
 
 class Progress(Model):
-    """When each state was entered."""
+    """When each state was entered; `probing` is the part of `activating` that waits for the new harness's hello."""
 
-    state: ProposalState
+    state: ProposalState | Literal["probing"]
     at: str
 
 
