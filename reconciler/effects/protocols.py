@@ -225,6 +225,10 @@ class HostFiles(Protocol):
         """Make `agents/<name>/{state,home,config[,agents]}` owned by BASE+1000 and the run directory owned by BASE; True if changed."""
         ...
 
+    async def agent_is_ready(self, name: AgentName, uid_base: int, *, manager: bool) -> bool:
+        """Whether `ensure_agent` would change nothing; reads only."""
+        ...
+
     async def freeze_state(self, tar: Path) -> tuple[str, list[str]]:
         """Check a staged state tar (regular files and directories, sizes, names); its sha256 digest and its file names."""
         ...

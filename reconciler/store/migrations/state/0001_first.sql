@@ -22,6 +22,7 @@ CREATE TABLE agents (
   crashes         INTEGER NOT NULL DEFAULT 0, -- in a row, since the last healthy stretch
   crashed_at      INTEGER,
   crash_seen      TEXT,                       -- invocation whose end was told
+  stop_intent     TEXT,                       -- invocation that hived itself is ending
   created_at      INTEGER NOT NULL
 ) STRICT;
 

@@ -1,0 +1,97 @@
+"""What a pass knows when it plans: the desired side from `state.db`, the actual side read from the world."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from reconciler.model.names import AgentName
+from reconciler.model.states import Desired as DesiredState
+from reconciler.model.states import ProposalState
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A generation that may run: its number and the store path of its root."""
+
+    generation: int
+    toplevel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """An approved proposal on its way. `toplevel` is known once it is built, `generation` once it is activating.
+
+    `state` is approved, building or activating; `activating_at` epoch seconds; `now`: do not wait for the end of a turn;
+    `building`: this hived has a build of it under way.
+    """
+
+    proposal: int
+    state: ProposalState
+    now: bool
+    toplevel: str | None
+    generation: int | None
+    activating_at: float | None
+    building: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Crashes:
+    """Ends that nobody asked for: how many in a row, when the last one (epoch seconds), and the last one that was told."""
+
+    count: int = 0
+    last_at: float | None = None
+    told: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What should be true of one agent."""
+
+    name: AgentName
+    state: DesiredState
+    current: Target | None
+    deployment: Deployment | None = None
+    restart_wanted: bool = False
+    stop_intent: str | None = None
+    crashes: Crashes = Crashes()
+
+
+@dataclass(frozen=True, slots=True)
+class Actual:
+    """What is true of one agent.
+
+    `phase`, `toplevel`, `invocation`, `started_at` are of its container; `hello`: its harness has greeted since that start;
+    `busy`: a turn is live; `attached`: a person has a terminal in it.
+    """
+
+    phase: Literal["absent", "starting", "running", "exited"] = "absent"
+    toplevel: str | None = None
+    invocation: str | None = None
+    started_at: float | None = None
+    hello: bool = False
+    busy: bool = False
+    attached: bool = False
+    directories: bool = False
+    sockets: bool = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether processes of the container run."""
+        return self.phase in {"starting", "running"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Limits that planning needs, in seconds; `crashloop` is the number of crashes in a row that ends restarting."""
+
+    hello_s: float = 20.0
+    crashloop: int = 6
+    first_delay_s: float = 1.0
+    longest_delay_s: float = 60.0
+
+    def restart_delay_s(self, crashes: int) -> float:
+        """How long to wait before the start that follows the n-th crash in a row: doubling, bounded; none before the first."""
+        if crashes <= 0:
+            return 0.0
+        return min(self.longest_delay_s, self.first_delay_s * 2 ** (min(crashes, 32) - 1))

@@ -1,0 +1,136 @@
+"""`plan(desired, actual, now, bounds)`: the steps from what is to what should be.
+
+Laws (tests/property): applying a plan to a faithful model reaches desired; a second plan is empty; a container with a live turn or an
+attached person is stopped only if the operator asked for it; nothing is stopped or built without a decision in the input; from every
+crash point the next plan converges.
+"""
+
+from __future__ import annotations
+
+from reconciler.model.states import Desired as Want
+from reconciler.model.states import ProposalState
+from reconciler.plan.facts import Actual, Bounds, Deployment, Desired
+from reconciler.plan.steps import Again, Kind, Outcome, Plan, Settled, Step, Waiting
+
+
+def plan(desired: Desired, actual: Actual, now: float, bounds: Bounds) -> Plan:
+    """All steps that can be seen from here, in order; a pass applies the first and looks at the world again.
+
+    `now` is in epoch seconds. With no steps, the outcome says why it rests.
+    """
+    if desired.state is Want.DESTROYED:
+        return _plan_away(desired, actual, "the agent is destroyed")
+    deployment = desired.deployment
+    if deployment is not None:
+        return _plan_deployment(desired, deployment, actual, now, bounds)
+    if desired.state is Want.STOPPED:
+        return _plan_away(desired, actual, "the operator stopped the agent")
+    return _plan_running(desired, actual, now, bounds)
+
+
+def _prepare(actual: Actual) -> list[Step]:
+    steps = []
+    if not actual.directories:
+        steps.append(Step(Kind.MAKE_DIRECTORIES, "its directories are missing or have another owner"))
+    if not actual.sockets:
+        steps.append(Step(Kind.SERVE_SOCKETS, "its sockets are not served"))
+    return steps
+
+
+def _plan_away(desired: Desired, actual: Actual, reason: str) -> Plan:
+    steps = []
+    if desired.deployment is not None:
+        steps.append(Step(Kind.ABANDON, reason))
+    if actual.alive:
+        steps.append(Step(Kind.STOP, reason))
+    if actual.alive or actual.phase == "exited":
+        steps.append(Step(Kind.CLEAR, reason))
+    if actual.sockets:
+        steps.append(Step(Kind.DROP_SOCKETS, reason))
+    return Plan(tuple(steps), Settled())
+
+
+def _plan_deployment(desired: Desired, deployment: Deployment, actual: Actual, now: float, bounds: Bounds) -> Plan:
+    label = f"proposal {deployment.proposal}"
+    if deployment.state in {ProposalState.APPROVED, ProposalState.BUILDING} and deployment.toplevel is None:
+        if deployment.building:
+            return _keep_running(desired, actual, now, bounds, Waiting(f"the build of {label}"))
+        return Plan((Step(Kind.BUILD, f"{label} is approved"),), Waiting(f"the build of {label}"))
+    if deployment.state is not ProposalState.ACTIVATING:
+        if (actual.busy or actual.attached) and actual.alive and not deployment.now:
+            return Plan((), Waiting(f"the end of the running turn, to activate {label}"))
+        return Plan((Step(Kind.ACTIVATE, f"{label} is built"),), Again(0))
+    return _plan_probe(desired, deployment, actual, now, bounds)
+
+
+def _plan_probe(desired: Desired, deployment: Deployment, actual: Actual, now: float, bounds: Bounds) -> Plan:
+    label = f"proposal {deployment.proposal}"
+    since = deployment.activating_at if deployment.activating_at is not None else now
+    is_candidate = actual.toplevel == deployment.toplevel and (actual.started_at or 0.0) >= since
+    if not is_candidate:
+        steps = []
+        if actual.alive:
+            steps.append(Step(Kind.STOP, f"activating {label}"))
+        if actual.phase != "absent":
+            steps.append(Step(Kind.CLEAR, f"activating {label}"))
+        steps += _prepare(actual)
+        steps.append(Step(Kind.START, f"activating {label}", deployment.toplevel))
+        return Plan(tuple(steps), Again(0))
+    if actual.phase == "exited":
+        return Plan((Step(Kind.ROLL_BACK, "its container ended before the harness said hello"),), Again(0))
+    if actual.hello:
+        return Plan((Step(Kind.CONFIRM, f"{label} came up and its harness said hello"),), Again(0))
+    deadline = (actual.started_at or now) + bounds.hello_s
+    if now >= deadline:
+        return Plan((Step(Kind.ROLL_BACK, f"its harness did not say hello within {bounds.hello_s:g} s"),), Again(0))
+    steps = _prepare(actual)
+    return Plan(tuple(steps), Again(deadline - now))
+
+
+def _keep_running(desired: Desired, actual: Actual, now: float, bounds: Bounds, rest: Outcome) -> Plan:
+    """While a build goes on, the running generation is kept as it is, but not restarted for drift."""
+    if desired.state is Want.RUNNING and desired.current is not None and not actual.alive:
+        below = _plan_running(desired, actual, now, bounds)
+        return below if below.steps else Plan((), rest)
+    return Plan((), rest)
+
+
+def _plan_running(desired: Desired, actual: Actual, now: float, bounds: Bounds) -> Plan:
+    target = desired.current
+    if target is None:
+        if actual.alive or actual.phase == "exited":
+            return _plan_away(desired, actual, "no generation of it was ever deployed")
+        return Plan((), Waiting("an approved proposal that deploys"))
+    if actual.phase == "exited":
+        return _plan_exited(desired, actual, now, bounds)
+    steps = _prepare(actual)
+    if not actual.alive:
+        delay = _delay_left(desired, now, bounds)
+        if desired.crashes.count >= bounds.crashloop:
+            return Plan(tuple(steps), Waiting("the operator: it crashed too often, start it to try again"))
+        if delay > 0:
+            return Plan(tuple(steps), Again(delay))
+        return Plan((*steps, Step(Kind.START, f"generation {target.generation} should run", target.toplevel)), Again(0))
+    again: list[Step] = [Step(Kind.CLEAR, "restarting"), Step(Kind.START, f"generation {target.generation} should run", target.toplevel)]
+    if desired.restart_wanted:
+        return Plan((*steps, Step(Kind.STOP, "a restart was asked for"), *again), Again(0))
+    if actual.toplevel != target.toplevel:
+        if actual.busy or actual.attached:
+            return Plan(tuple(steps), Waiting("the end of the running turn, to repair drift"))
+        return Plan((*steps, Step(Kind.STOP, "another generation runs than should"), *again), Again(0))
+    return Plan(tuple(steps), Settled())
+
+
+def _plan_exited(desired: Desired, actual: Actual, now: float, bounds: Bounds) -> Plan:
+    if actual.invocation == desired.stop_intent:
+        return Plan((Step(Kind.CLEAR, "it was stopped on purpose"),), Again(0))
+    if desired.crashes.told != actual.invocation:
+        return Plan((Step(Kind.REPORT_CRASH, "its container ended and nobody asked for it"),), Again(0))
+    return Plan((Step(Kind.CLEAR, "its crash is told"),), Again(max(0.0, _delay_left(desired, now, bounds))))
+
+
+def _delay_left(desired: Desired, now: float, bounds: Bounds) -> float:
+    crashes = desired.crashes
+    if crashes.last_at is None:
+        return 0.0
+    return crashes.last_at + bounds.restart_delay_s(crashes.count) - now
