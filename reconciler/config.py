@@ -22,14 +22,16 @@ class _Part(BaseModel):
 
 
 class UidRange(_Part):
-    """Host uids that agents' ranges are taken from, `start` inclusive, `end` exclusive; multiples of 65536."""
+    """Host uids that agents' ranges are taken from, `start` inclusive, `end` exclusive; multiples of
+    65536."""
 
     start: Annotated[int, Field(ge=65536, multiple_of=65536)] = 1_048_576
     end: Annotated[int, Field(multiple_of=65536, le=4_294_901_760)] = 1_048_576 + 256 * 65536
 
 
 class Gateway(_Part):
-    """Upstream of the model gateway: `https://…`, `http://127.0.0.1:…` or `unix:/path` (the scripted model)."""
+    """Upstream of the model gateway: `https://…`, `http://127.0.0.1:…` or `unix:/path` (the scripted
+    model)."""
 
     upstream: str = "https://api.anthropic.com"
     label: str = "the Anthropic API"
@@ -75,7 +77,8 @@ class Config(_Part):
 
 
 def load(path: Path | None = None) -> Config:
-    """The configuration at `path`, `$HIVE_CONFIG`, or the default place; `OperatorError` names the field that is wrong."""
+    """The configuration at `path`, `$HIVE_CONFIG`, or the default place; `OperatorError` names the field
+    that is wrong."""
     where = path or Path(os.environ.get("HIVE_CONFIG", str(DEFAULT_PATH)))
     if path is None and not where.exists():
         return Config()
@@ -87,5 +90,7 @@ def load(path: Path | None = None) -> Config:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             place = ".".join(str(p) for p in first["loc"])
-            raise OperatorError(f"{where}: {place}: {first['msg']}", hint="see `hive check-config --help`") from error
+            raise OperatorError(
+                f"{where}: {place}: {first['msg']}", hint="see `hive check-config --help`"
+            ) from error
         raise OperatorError(f"{where} is no JSON: {error}") from error

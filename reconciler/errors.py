@@ -1,6 +1,7 @@
 """Errors by who must act, as they cross every edge (CLI, HTTP, agent socket) in one shape.
 
-Anything that is not a `HiveError` is a bug: it is logged with its traceback and counted, and the daemon lives on.
+Anything that is not a `HiveError` is a bug: it is logged with its traceback and counted, and the daemon
+lives on.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 class HiveError(Exception):
     """Base of all expected errors.
 
-    `code` is a stable word for programs, `message` says what was attempted and found (lower case, no full stop),
-    `hint` what to do next (may be empty). Neither ever holds a secret.
+    `code` is a stable word for programs, `message` says what was attempted and found (lower case, no full
+    stop), `hint` what to do next (may be empty). Neither ever holds a secret.
     """
 
     status = 500
@@ -35,7 +36,13 @@ class OperatorError(HiveError):
 
     def __init__(self, message: str, *, code: str = "invalid", hint: str = "") -> None:
         super().__init__(message, code=code, hint=hint)
-        self.status = {"not-found": 404, "conflict": 409, "forbidden": 403, "unauthenticated": 401, "too-large": 413}.get(code, 400)
+        self.status = {
+            "not-found": 404,
+            "conflict": 409,
+            "forbidden": 403,
+            "unauthenticated": 401,
+            "too-large": 413,
+        }.get(code, 400)
 
 
 class AgentError(OperatorError):
@@ -47,7 +54,9 @@ class TemporaryError(HiveError):
 
     status = 503
 
-    def __init__(self, message: str, *, after_s: float = 1.0, code: str = "unavailable", hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, after_s: float = 1.0, code: str = "unavailable", hint: str = ""
+    ) -> None:
         super().__init__(message, code=code, hint=hint)
         self.after_s = after_s
 
@@ -75,7 +84,9 @@ class CommandError(PermanentError):
     def __init__(self, record: CommandRecord, *, code: str = "command-failed") -> None:
         what = "timed out" if record.timed_out else f"exited with {record.exit_code}"
         last = (record.stderr_tail or record.stdout_tail).strip().splitlines()[-3:]
-        super().__init__(f"{record.argv[0]} {what} after {record.duration_s:.1f} s: " + " / ".join(last), code=code)
+        super().__init__(
+            f"{record.argv[0]} {what} after {record.duration_s:.1f} s: " + " / ".join(last), code=code
+        )
         self.record = record
 
 
@@ -91,12 +102,21 @@ class Refusal:
 class InvalidError(AgentError):
     """A proposal, spec or bundle that cannot be accepted; `refusals` name every reason found."""
 
-    def __init__(self, message: str, refusals: tuple[Refusal, ...] = (), *, code: str = "invalid", hint: str = "") -> None:
+    def __init__(
+        self, message: str, refusals: tuple[Refusal, ...] = (), *, code: str = "invalid", hint: str = ""
+    ) -> None:
         super().__init__(message, code=code, hint=hint)
         self.refusals = refusals
 
 
 __all__ = [
-    "AgentError", "CommandError", "CommandRecord", "HiveError", "InvalidError",
-    "OperatorError", "PermanentError", "Refusal", "TemporaryError",
+    "AgentError",
+    "CommandError",
+    "CommandRecord",
+    "HiveError",
+    "InvalidError",
+    "OperatorError",
+    "PermanentError",
+    "Refusal",
+    "TemporaryError",
 ]

@@ -60,9 +60,9 @@ class Hello(Wire):
 
 
 class Welcome(Wire):
-    """What the host has approved for this agent. `spec` is the JSON of the spec; `prompt` the text of its prompt file;
-    `session_id` the UUID to use, `resume` whether that session exists already; `model` the one to use now
-    (the operator's override or the spec's); `peers` the names it may send to."""
+    """What the host has approved for this agent. `spec` is the JSON of the spec; `prompt` the text of its
+    prompt file; `session_id` the UUID to use, `resume` whether that session exists already; `model` the one
+    to use now (the operator's override or the spec's); `peers` the names it may send to."""
 
     wire: int
     agent: str
@@ -114,7 +114,8 @@ class Sent(Wire):
 
 
 class BeginTurn(Wire):
-    """A turn over the messages of `lease` (None: a turn for a directive such as compaction). `key` makes it idempotent."""
+    """A turn over the messages of `lease` (None: a turn for a directive such as compaction). `key` makes it
+    idempotent."""
 
     lease: int | None
     key: Annotated[str, Field(min_length=8, max_length=64)]
@@ -128,18 +129,29 @@ class TurnBegun(Wire):
 
 
 EventKind = Literal[
-    "prompt", "text", "thinking", "tool_call", "tool_result", "policy_refusal", "note", "stderr", "model", "compaction",
-    "result", "context",
+    "prompt",
+    "text",
+    "thinking",
+    "tool_call",
+    "tool_result",
+    "policy_refusal",
+    "note",
+    "stderr",
+    "model",
+    "compaction",
+    "result",
+    "context",
 ]
 
 
 class TurnEvent(Wire):
     """One line of the transcript, as told by the container. `seq` counts from 1 in each turn.
 
-    `data` by kind: prompt {text}; text {text}; thinking {text}; tool_call {id, name, input}; tool_result {id, text, is_error,
-    duration_ms?}; policy_refusal {tool, command?, reason}; note {text}; stderr {text}; model {model}; compaction {before_tokens,
-    after_tokens?}; result {is_error, subtype, terminal_reason?, api_error_status?, duration_ms, num_turns, text?};
-    context {used_tokens, window_tokens}. Texts are cut at `EVENT_TEXT_MAX` characters.
+    `data` by kind: prompt {text}; text {text}; thinking {text}; tool_call {id, name, input}; tool_result
+    {id, text, is_error, duration_ms?}; policy_refusal {tool, command?, reason}; note {text}; stderr {text};
+    model {model}; compaction {before_tokens, after_tokens?}; result {is_error, subtype, terminal_reason?,
+    api_error_status?, duration_ms, num_turns, text?}; context {used_tokens, window_tokens}. Texts are cut at
+    `EVENT_TEXT_MAX` characters.
     """
 
     seq: Annotated[int, Field(ge=1)]
@@ -161,13 +173,22 @@ class EventsTaken(Wire):
 
 
 Outcome = Literal[
-    "ok", "cancelled", "prompt_too_long", "rate_limited", "auth", "budget", "stalled", "crashed", "model_refused", "api_error",
+    "ok",
+    "cancelled",
+    "prompt_too_long",
+    "rate_limited",
+    "auth",
+    "budget",
+    "stalled",
+    "crashed",
+    "model_refused",
+    "api_error",
 ]
 
 
 class EndTurn(Wire):
-    """How the turn ended. `ok` acks every lease of the turn, everything else returns them (redelivered), except
-    `cancelled`, which acks: the operator ended the turn, its messages are not to come again.
+    """How the turn ended. `ok` acks every lease of the turn, everything else returns them (redelivered),
+    except `cancelled`, which acks: the operator ended the turn, its messages are not to come again.
     `retry_after_s` is told for rate limits; `error` in words."""
 
     outcome: Outcome
@@ -177,7 +198,8 @@ class EndTurn(Wire):
 
 class Directive(Wire):
     """An order of the host. `spec` means: the approved spec changed, say hello again at the turn's end.
-    `model` carries `{model}`; `session` `{session_id}` (a fresh one); `wake` ends a nap; `text` `{turn?}` etc. by kind."""
+    `model` carries `{model}`; `session` `{session_id}` (a fresh one); `wake` ends a nap; `text` `{turn?}`
+    etc. by kind."""
 
     id: int
     kind: Literal["cancel", "model", "compact", "session", "spec", "wake", "repos"]
@@ -270,6 +292,30 @@ class Logs(Wire):
 
 
 MODELS: tuple[type[Wire], ...] = (
-    Done, Hello, Welcome, Delivered, Inbox, SendMessage, Sent, BeginTurn, TurnBegun, TurnEvent, TurnEvents, EventsTaken, EndTurn,
-    Directive, Directives, AskOperator, Asked, Nap, Status, Proposed, SpawnDraft, DraftMade, Spawn, PeerAgent, Agents, Logs,
+    Done,
+    Hello,
+    Welcome,
+    Delivered,
+    Inbox,
+    SendMessage,
+    Sent,
+    BeginTurn,
+    TurnBegun,
+    TurnEvent,
+    TurnEvents,
+    EventsTaken,
+    EndTurn,
+    Directive,
+    Directives,
+    AskOperator,
+    Asked,
+    Nap,
+    Status,
+    Proposed,
+    SpawnDraft,
+    DraftMade,
+    Spawn,
+    PeerAgent,
+    Agents,
+    Logs,
 )

@@ -1,8 +1,8 @@
 """Objects of the control API (`/v1` on `control.sock` and `ui.sock`), the same in CLI, API and UI.
 
 Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`. Errors are
-`{"error": {"code", "message", "hint"}}`. On `ui.sock` every call carries the browser's session in `X-Hive-Session`
-and hived resolves actor and role from it; on `control.sock` the peer's uid is the operator.
+`{"error": {"code", "message", "hint"}}`. On `ui.sock` every call carries the browser's session in
+`X-Hive-Session` and hived resolves actor and role from it; on `control.sock` the peer's uid is the operator.
 
 | call | request | answer | role |
 |---|---|---|---|
@@ -47,7 +47,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from reconciler.model.states import (
-    AgentState, Desired, MessageState, ProposalKind, ProposalState, Risk, Role, UserRole,
+    AgentState,
+    Desired,
+    MessageState,
+    ProposalKind,
+    ProposalState,
+    Risk,
+    Role,
+    UserRole,
 )
 
 
@@ -64,7 +71,8 @@ class Done(Model):
 
 
 class ModelStatus(Model):
-    """`active` is what the running session uses, `queued` takes effect with the next turn (None: nothing queued)."""
+    """`active` is what the running session uses, `queued` takes effect with the next turn (None: nothing
+    queued)."""
 
     active: str | None
     queued: str | None
@@ -200,7 +208,8 @@ class Cause(Model):
 
 
 class Why(Model):
-    """The cause chain of an agent's running generation, or of a proposal (who asked, in which turn, after which message)."""
+    """The cause chain of an agent's running generation, or of a proposal (who asked, in which turn, after
+    which message)."""
 
     agent: str
     chain: list[Cause]
@@ -273,14 +282,16 @@ class Change(Model):
 
 
 class Progress(Model):
-    """When each state was entered; `probing` is the part of `activating` that waits for the new harness's hello."""
+    """When each state was entered; `probing` is the part of `activating` that waits for the new harness's
+    hello."""
 
     state: ProposalState | Literal["probing"]
     at: str
 
 
 class Proposal(Model):
-    """An immutable commit offered for an agent. `digest` is what an approval binds to: commit, spec and staged state."""
+    """An immutable commit offered for an agent. `digest` is what an approval binds to: commit, spec and
+    staged state."""
 
     id: int
     kind: ProposalKind
@@ -321,7 +332,8 @@ class Propose(Model):
 
 
 class DiffLine(Model):
-    """`kind`: context, add, del. Numbers are 1-based; control and bidirectional characters are already made visible."""
+    """`kind`: context, add, del. Numbers are 1-based; control and bidirectional characters are already made
+    visible."""
 
     kind: Literal["context", "add", "del"]
     old: int | None
@@ -349,7 +361,8 @@ class FileDiff(Model):
 
 
 class Diff(Model):
-    """The text diff of a proposal against one of three bases: running, approved, proposal (the previous one)."""
+    """The text diff of a proposal against one of three bases: running, approved, proposal (the previous
+    one)."""
 
     proposal: int
     base: Literal["running", "approved", "proposal"]
@@ -375,7 +388,8 @@ class BuildLog(Model):
 
 
 class Approve(Model):
-    """Approve what was shown: `digest` must equal the proposal's. `now`: do not wait for the end of a running turn."""
+    """Approve what was shown: `digest` must equal the proposal's. `now`: do not wait for the end of a
+    running turn."""
 
     digest: str
     note: Annotated[str, Field(max_length=2000)] = ""

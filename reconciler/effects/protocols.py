@@ -1,4 +1,5 @@
-"""What the reconciler may ask of the world. One contract suite in `tests/contract/` runs on each real effect and its fake.
+"""What the reconciler may ask of the world. One contract suite in `tests/contract/` runs on each real effect
+and its fake.
 
 Every method is safe to repeat after a crash at any point; every one has a deadline of its own or takes one.
 """
@@ -21,8 +22,9 @@ LogSink = Callable[[str], Awaitable[None]]
 class ContainerSpec:
     """All that decides how a container is started: the one argument builder turns it into an argument list.
 
-    `toplevel` is a store path (the read-only root); `uid_base` the first uid of its range; `state_dir` holds `state/`, `home/`,
-    `config/` and (manager) `agents/`, each owned by BASE+1000; `run_dir` holds the sockets, owned by BASE, mode 0700.
+    `toplevel` is a store path (the read-only root); `uid_base` the first uid of its range; `state_dir` holds
+    `state/`, `home/`, `config/` and (manager) `agents/`, each owned by BASE+1000; `run_dir` holds the
+    sockets, owned by BASE, mode 0700.
     """
 
     name: AgentName
@@ -39,9 +41,9 @@ class ContainerStatus:
     """What is true of a container now.
 
     `phase`: absent (never started, or its record was cleared) · starting · running · exited.
-    `toplevel` and `invocation` (random id of this start) are of the start that the status speaks of. `exit_code`: of nspawn,
-    None if unknown or killed by `signal`. `started_at`: epoch seconds. `limits_enforced` names limits in force
-    (memory, tasks, cpu).
+    `toplevel` and `invocation` (random id of this start) are of the start that the status speaks of.
+    `exit_code`: of nspawn, None if unknown or killed by `signal`. `started_at`: epoch seconds.
+    `limits_enforced` names limits in force (memory, tasks, cpu).
     """
 
     phase: Literal["absent", "starting", "running", "exited"]
@@ -70,11 +72,13 @@ class Containers(Protocol):
         ...
 
     async def start(self, spec: ContainerSpec) -> ContainerStatus:
-        """Start unless a container of that name lives (then its status, whatever its toplevel). Returns when the leader is known."""
+        """Start unless a container of that name lives (then its status, whatever its toplevel). Returns when
+        the leader is known."""
         ...
 
     async def stop(self, name: AgentName, *, timeout_s: float = 10.0) -> None:
-        """SIGTERM, then SIGKILL after `timeout_s`; nothing of it is left (processes, mounts). Absent or exited: nothing to do."""
+        """SIGTERM, then SIGKILL after `timeout_s`; nothing of it is left (processes, mounts). Absent or
+        exited: nothing to do."""
         ...
 
     async def clear(self, name: AgentName) -> None:
@@ -109,14 +113,16 @@ class Nix(Protocol):
     """Evaluation in a sandbox and builds as an unprivileged user through a daemon."""
 
     async def evaluate(self, tree: Path) -> Evaluation:
-        """Evaluate `tree/agent.nix` with the hive's own modules. No network, no host files, bounded in time, memory, output.
+        """Evaluate `tree/agent.nix` with the hive's own modules. No network, no host files, bounded in time,
+        memory, output.
 
         Raises `InvalidError` with Nix's own error (bounded to 8 KiB) or one refusal per wrong option.
         """
         ...
 
     async def build(self, name: AgentName, tree: Path, spec_json: Mapping[str, Any], log: LogSink) -> str:
-        """Build the toplevel; a store path that is realised and held by a GC root of this build until `set_generation`.
+        """Build the toplevel; a store path that is realised and held by a GC root of this build until
+        `set_generation`.
 
         Raises `CommandError`. Each line of the build goes to `log`.
         """
@@ -162,18 +168,22 @@ class Git(Protocol):
     """The hive's own bare repositories `repos/<name>.git`; agents' bytes enter as bundles only."""
 
     async def create(self, name: AgentName, files: Mapping[str, str], *, author: str, message: str) -> Commit:
-        """Make the bare repository with a first commit of `files` on `main`, unless it exists: then the commit of `main`."""
+        """Make the bare repository with a first commit of `files` on `main`, unless it exists: then the
+        commit of `main`."""
         ...
 
     async def import_bundle(self, name: AgentName, bundle: Path, commit: Commit) -> None:
-        """Import exactly `commit` from a hostile bundle: checked as the unprivileged user in a throw-away repository, then fetched.
+        """Import exactly `commit` from a hostile bundle: checked as the unprivileged user in a throw-away
+        repository, then fetched.
 
-        Raises `InvalidError` naming what is wrong (header, refs, size, objects, fsck, tree rules of design section 5).
+        Raises `InvalidError` naming what is wrong (header, refs, size, objects, fsck, tree rules of design
+        section 5).
         """
         ...
 
     async def check_tree(self, name: AgentName, commit: Commit) -> list[TreeEntry]:
-        """All files of the commit; raises `InvalidError` if it breaks the tree rules (for pushed commits, too)."""
+        """All files of the commit; raises `InvalidError` if it breaks the tree rules (for pushed commits,
+        too)."""
         ...
 
     async def exists(self, name: AgentName, commit: Commit) -> bool:
@@ -181,7 +191,8 @@ class Git(Protocol):
         ...
 
     async def pin(self, name: AgentName, tag: str, commit: Commit, message: str | None = None) -> None:
-        """Tag `refs/tags/<tag>`: annotated if `message`; the same tag on the same commit is nothing to do, on another an error."""
+        """Tag `refs/tags/<tag>`: annotated if `message`; the same tag on the same commit is nothing to do,
+        on another an error."""
         ...
 
     async def tags(self, name: AgentName) -> dict[str, Commit]:
@@ -205,7 +216,8 @@ class Git(Protocol):
         ...
 
     async def diff(self, name: AgentName, base: Commit | None, commit: Commit) -> list[RawFileDiff]:
-        """Changes from `base` (None: the empty tree), bounded: files over 256 KiB are too_large, 2 MiB in total."""
+        """Changes from `base` (None: the empty tree), bounded: files over 256 KiB are too_large, 2 MiB in
+        total."""
         ...
 
     async def bundle(self, name: AgentName) -> bytes:
@@ -222,7 +234,8 @@ class HostFiles(Protocol):
     """Directories of agents with their owners, and the unpacking of staged state."""
 
     async def ensure_agent(self, name: AgentName, uid_base: int, *, manager: bool) -> bool:
-        """Make `agents/<name>/{state,home,config[,agents]}` owned by BASE+1000 and the run directory owned by BASE; True if changed."""
+        """Make `agents/<name>/{state,home,config[,agents]}` owned by BASE+1000 and the run directory owned
+        by BASE; True if changed."""
         ...
 
     async def agent_is_ready(self, name: AgentName, uid_base: int, *, manager: bool) -> bool:
@@ -230,11 +243,13 @@ class HostFiles(Protocol):
         ...
 
     async def freeze_state(self, tar: Path) -> tuple[str, list[str]]:
-        """Check a staged state tar (regular files and directories, sizes, names); its sha256 digest and its file names."""
+        """Check a staged state tar (regular files and directories, sizes, names); its sha256 digest and its
+        file names."""
         ...
 
     async def unpack_state(self, name: AgentName, uid_base: int, tar: Path, digest: str) -> None:
-        """Unpack the frozen tar into `agents/<name>/state` as BASE+1000; nothing if that digest was unpacked before."""
+        """Unpack the frozen tar into `agents/<name>/state` as BASE+1000; nothing if that digest was unpacked
+        before."""
         ...
 
     async def remove_agent(self, name: AgentName) -> None:
@@ -259,6 +274,15 @@ class Clock(Protocol):
 
 
 __all__ = [
-    "Clock", "ContainerSpec", "ContainerStatus", "Containers", "Evaluation", "Git", "HostFiles", "LogSink", "Nix", "RawFileDiff",
+    "Clock",
+    "ContainerSpec",
+    "ContainerStatus",
+    "Containers",
+    "Evaluation",
+    "Git",
+    "HostFiles",
+    "LogSink",
+    "Nix",
+    "RawFileDiff",
     "TreeEntry",
 ]

@@ -32,12 +32,15 @@ def agent_name(text: str) -> AgentName:
             hint="a name starts with a-z and goes on with a-z, 0-9 or '-', 31 characters at most",
         )
     if text in RESERVED_NAMES:
-        raise OperatorError(f"{text!r} is a reserved name", hint=f"reserved: {', '.join(sorted(RESERVED_NAMES))}")
+        raise OperatorError(
+            f"{text!r} is a reserved name", hint=f"reserved: {', '.join(sorted(RESERVED_NAMES))}"
+        )
     return AgentName(text)
 
 
 def commit(text: str) -> Commit:
-    """A full commit id (40 hex digits), else `OperatorError`: branch, tag and short names are refused, they can move."""
+    """A full commit id (40 hex digits), else `OperatorError`: branch, tag and short names are refused, they
+    can move."""
     if not _COMMIT.fullmatch(text):
         raise OperatorError(
             f"{text[:60]!r} is not a full commit id",

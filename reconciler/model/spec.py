@@ -35,9 +35,13 @@ class BashPolicy(_Part):
     @classmethod
     def _can_match(cls, patterns: list[str]) -> list[str]:
         for pattern in patterns:
-            inner = pattern.removeprefix("Bash(").removesuffix(")") if pattern.startswith("Bash(") else pattern
+            inner = (
+                pattern.removeprefix("Bash(").removesuffix(")") if pattern.startswith("Bash(") else pattern
+            )
             if not inner.strip() or inner != inner.strip() or re.search(r"[\x00-\x1f\x7f]", inner):
-                raise ValueError(f"the pattern {pattern!r} can never match: it is blank, padded, or has control characters")
+                raise ValueError(
+                    f"the pattern {pattern!r} can never match: it is blank, padded, or has control characters"
+                )
         return patterns
 
 

@@ -40,7 +40,8 @@ DEPLOYING = frozenset({_P.APPROVED, _P.BUILDING, _P.ACTIVATING})
 
 
 class ProposalKind(StrEnum):
-    """`apply`: a commit for an existing agent. `spawn`: the first commit of a new one, perhaps with staged state."""
+    """`apply`: a commit for an existing agent. `spawn`: the first commit of a new one, perhaps with staged
+    state."""
 
     APPLY = "apply"
     SPAWN = "spawn"

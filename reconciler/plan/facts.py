@@ -20,10 +20,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """An approved proposal on its way. `toplevel` is known once it is built, `generation` once it is activating.
+    """An approved proposal on its way. `toplevel` is known once it is built, `generation` once it is
+    activating.
 
-    `state` is approved, building or activating; `activating_at` epoch seconds; `now`: do not wait for the end of a turn;
-    `building`: this hived has a build of it under way.
+    `state` is approved, building or activating; `activating_at` epoch seconds; `now`: do not wait for the
+    end of a turn; `building`: this hived has a build of it under way.
     """
 
     proposal: int
@@ -37,7 +38,8 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class Crashes:
-    """Ends that nobody asked for: how many in a row, when the last one (epoch seconds), and the last one that was told."""
+    """Ends that nobody asked for: how many in a row, when the last one (epoch seconds), and the last one
+    that was told."""
 
     count: int = 0
     last_at: float | None = None
@@ -61,8 +63,8 @@ class Desired:
 class Actual:
     """What is true of one agent.
 
-    `phase`, `toplevel`, `invocation`, `started_at` are of its container; `hello`: its harness has greeted since that start;
-    `busy`: a turn is live; `attached`: a person has a terminal in it.
+    `phase`, `toplevel`, `invocation`, `started_at` are of its container; `hello`: its harness has greeted
+    since that start; `busy`: a turn is live; `attached`: a person has a terminal in it.
     """
 
     phase: Literal["absent", "starting", "running", "exited"] = "absent"
@@ -83,7 +85,8 @@ class Actual:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Limits that planning needs, in seconds; `crashloop` is the number of crashes in a row that ends restarting."""
+    """Limits that planning needs, in seconds; `crashloop` is the number of crashes in a row that ends
+    restarting."""
 
     hello_s: float = 20.0
     crashloop: int = 6
@@ -91,7 +94,8 @@ class Bounds:
     longest_delay_s: float = 60.0
 
     def restart_delay_s(self, crashes: int) -> float:
-        """How long to wait before the start that follows the n-th crash in a row: doubling, bounded; none before the first."""
+        """How long to wait before the start that follows the n-th crash in a row: doubling, bounded; none
+        before the first."""
         if crashes <= 0:
             return 0.0
-        return min(self.longest_delay_s, self.first_delay_s * 2 ** (min(crashes, 32) - 1))
+        return min(self.longest_delay_s, self.first_delay_s * 2.0 ** (min(crashes, 32) - 1))

@@ -1,8 +1,8 @@
 """`plan(desired, actual, now, bounds)`: the steps from what is to what should be.
 
-Laws (tests/property): applying a plan to a faithful model reaches desired; a second plan is empty; a container with a live turn or an
-attached person is stopped only if the operator asked for it; nothing is stopped or built without a decision in the input; from every
-crash point the next plan converges.
+Laws (tests/property): applying a plan to a faithful model reaches desired; a second plan is empty; a
+container with a live turn or an attached person is stopped only if the operator asked for it; nothing is
+stopped or built without a decision in the input; from every crash point the next plan converges.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def _plan_away(desired: Desired, actual: Actual, reason: str) -> Plan:
     return Plan(tuple(steps), Settled())
 
 
-def _plan_deployment(desired: Desired, deployment: Deployment, actual: Actual, now: float, bounds: Bounds) -> Plan:
+def _plan_deployment(
+    desired: Desired, deployment: Deployment, actual: Actual, now: float, bounds: Bounds
+) -> Plan:
     label = f"proposal {deployment.proposal}"
     if deployment.state in {ProposalState.APPROVED, ProposalState.BUILDING} and deployment.toplevel is None:
         if deployment.building:
@@ -60,10 +62,10 @@ def _plan_deployment(desired: Desired, deployment: Deployment, actual: Actual, n
         if (actual.busy or actual.attached) and actual.alive and not deployment.now:
             return Plan((), Waiting(f"the end of the running turn, to activate {label}"))
         return Plan((Step(Kind.ACTIVATE, f"{label} is built"),), Again(0))
-    return _plan_probe(desired, deployment, actual, now, bounds)
+    return _plan_probe(deployment, actual, now, bounds)
 
 
-def _plan_probe(desired: Desired, deployment: Deployment, actual: Actual, now: float, bounds: Bounds) -> Plan:
+def _plan_probe(deployment: Deployment, actual: Actual, now: float, bounds: Bounds) -> Plan:
     label = f"proposal {deployment.proposal}"
     since = deployment.activating_at if deployment.activating_at is not None else now
     is_candidate = actual.toplevel == deployment.toplevel and (actual.started_at or 0.0) >= since
@@ -82,7 +84,9 @@ def _plan_probe(desired: Desired, deployment: Deployment, actual: Actual, now: f
         return Plan((Step(Kind.CONFIRM, f"{label} came up and its harness said hello"),), Again(0))
     deadline = (actual.started_at or now) + bounds.hello_s
     if now >= deadline:
-        return Plan((Step(Kind.ROLL_BACK, f"its harness did not say hello within {bounds.hello_s:g} s"),), Again(0))
+        return Plan(
+            (Step(Kind.ROLL_BACK, f"its harness did not say hello within {bounds.hello_s:g} s"),), Again(0)
+        )
     steps = _prepare(actual)
     return Plan(tuple(steps), Again(deadline - now))
 
@@ -110,8 +114,14 @@ def _plan_running(desired: Desired, actual: Actual, now: float, bounds: Bounds) 
             return Plan(tuple(steps), Waiting("the operator: it crashed too often, start it to try again"))
         if delay > 0:
             return Plan(tuple(steps), Again(delay))
-        return Plan((*steps, Step(Kind.START, f"generation {target.generation} should run", target.toplevel)), Again(0))
-    again: list[Step] = [Step(Kind.CLEAR, "restarting"), Step(Kind.START, f"generation {target.generation} should run", target.toplevel)]
+        return Plan(
+            (*steps, Step(Kind.START, f"generation {target.generation} should run", target.toplevel)),
+            Again(0),
+        )
+    again: list[Step] = [
+        Step(Kind.CLEAR, "restarting"),
+        Step(Kind.START, f"generation {target.generation} should run", target.toplevel),
+    ]
     if desired.restart_wanted:
         return Plan((*steps, Step(Kind.STOP, "a restart was asked for"), *again), Again(0))
     if actual.toplevel != target.toplevel:

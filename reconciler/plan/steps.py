@@ -50,7 +50,8 @@ COSTS: dict[Kind, Cost] = {
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing to do, with the reason that `hive plan` and `hive why` show. `toplevel` is what `start` starts."""
+    """One thing to do, with the reason that `hive plan` and `hive why` show. `toplevel` is what `start`
+    starts."""
 
     kind: Kind
     reason: str
@@ -76,7 +77,8 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Nothing to do until `on` happens (a hint will come): approval, build, the end of a turn, the operator."""
+    """Nothing to do until `on` happens (a hint will come): approval, build, the end of a turn, the
+    operator."""
 
     on: str
 

@@ -1,7 +1,8 @@
 """Connections and transactions: one writer per file, a few readers, migrations, backup.
 
-The only way to write is `async with store.state.transaction() as tx`: it holds the file's write lock, begins IMMEDIATE, and commits
-shielded from cancellation. What must happen after a commit outside this file goes into the outbox with `tx.emit`.
+The only way to write is `async with store.state.transaction() as tx`: it holds the file's write lock, begins
+IMMEDIATE, and commits shielded from cancellation. What must happen after a commit outside this file goes
+into the outbox with `tx.emit`.
 """
 
 from __future__ import annotations
@@ -69,9 +70,14 @@ class Tx:
             return list(await cursor.fetchall())
 
     async def emit(self, kind: str, agent: str | None, **data: Any) -> None:
-        """Put an event into the outbox; it reaches events.db and the stream after the commit, at least once, in order."""
-        payload = json.dumps({"agent": agent, "kind": kind, "data": data}, separators=(",", ":"), sort_keys=True)
-        await self.run("INSERT INTO outbox (kind, data, created_at) VALUES ('event', ?, ?)", payload, self.now)
+        """Put an event into the outbox; it reaches events.db and the stream after the commit, at least once,
+        in order."""
+        payload = json.dumps(
+            {"agent": agent, "kind": kind, "data": data}, separators=(",", ":"), sort_keys=True
+        )
+        await self.run(
+            "INSERT INTO outbox (kind, data, created_at) VALUES ('event', ?, ?)", payload, self.now
+        )
         self.emitted = True
 
     async def audit(self, actor: str, action: str, target: str, **data: Any) -> None:
@@ -81,23 +87,32 @@ class Tx:
         digest = chain(last["hash"] if last else "", row)
         await self.run(
             "INSERT INTO audit (at, actor, action, target, data, hash) VALUES (?, ?, ?, ?, ?, ?)",
-            self.now, actor, action, target, json.dumps(data, separators=(",", ":"), sort_keys=True), digest,
+            self.now,
+            actor,
+            action,
+            target,
+            json.dumps(data, separators=(",", ":"), sort_keys=True),
+            digest,
         )
         await self.emit("audit.row", None, action=action, target=target, actor=actor)
 
     async def move_proposal(self, proposal: int, after: ProposalState, **columns: Value) -> bool:
-        """Move a proposal along the state table; False if it was in `after` already. Raises `OperatorError` on a forbidden move.
+        """Move a proposal along the state table; False if it was in `after` already. Raises `OperatorError`
+        on a forbidden move.
 
-        Writes its progress, its event, and the projection of its tag to git; every state change goes through here.
+        Writes its progress, its event, and the projection of its tag to git; every state change goes through
+        here.
         """
-        from reconciler.store.moves import move  # noqa: PLC0415 - the table of moves knows transactions, not the reverse
+        from reconciler.store.moves import move
 
         return await move(self, proposal, after, columns)
 
 
 def audit_payload(at: int, actor: str, action: str, target: str, data: dict[str, Any]) -> str:
     """Canonical JSON of an audit row, the input of its hash."""
-    return json.dumps([at, actor, action, target, data], separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+    return json.dumps(
+        [at, actor, action, target, data], separators=(",", ":"), sort_keys=True, ensure_ascii=False
+    )
 
 
 def chain(previous: str, payload: str) -> str:
@@ -108,8 +123,13 @@ def chain(previous: str, payload: str) -> str:
 class Database:
     """One SQLite file with one writer and a few readers."""
 
-    def __init__(self, path: Path, writer: aiosqlite.Connection, readers: asyncio.Queue[aiosqlite.Connection],
-                 now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        writer: aiosqlite.Connection,
+        readers: asyncio.Queue[aiosqlite.Connection],
+        now: Callable[[], float],
+    ) -> None:
         self.path = path
         self._writer = writer
         self._readers = readers
@@ -146,7 +166,8 @@ class Database:
             except BaseException:
                 await asyncio.shield(asyncio.ensure_future(self._writer.rollback()))
                 raise
-            # A cancelled caller must not leave the transaction open or half-known: the commit always runs to its end.
+            # A cancelled caller must not leave the transaction open or half-known: the commit always runs to
+            # its end.
             await _finish(self._writer.commit())
         if tx.emitted:
             self.on_emit()
@@ -203,17 +224,23 @@ async def _connect(uri: str, synchronous: str | None) -> aiosqlite.Connection:
     return connection
 
 
-async def migrate(connection: aiosqlite.Connection, path: Path, folder: Path, now: Callable[[], float]) -> None:
-    """Bring the file to the newest schema: numbered files, one transaction each, hashes recorded, a backup before the first."""
+async def migrate(
+    connection: aiosqlite.Connection, path: Path, folder: Path, now: Callable[[], float]
+) -> None:
+    """Bring the file to the newest schema: numbered files, one transaction each, hashes recorded, a backup
+    before the first."""
     version = await _pragma(connection, "user_version")
     owner = await _pragma(connection, "application_id")
     if owner not in (0, APPLICATION_ID) or (version and owner == 0):
-        raise OperatorError(f"{path} is not a database of hyperhive", hint="move it away, or set another state directory")
+        raise OperatorError(
+            f"{path} is not a database of hyperhive", hint="move it away, or set another state directory"
+        )
     steps = sorted(folder.glob("[0-9][0-9][0-9][0-9]_*.sql"))
     newest = int(steps[-1].name[:4])
     if version > newest:
         raise OperatorError(
-            f"{path} has schema {version}, this program knows {newest}", code="conflict",
+            f"{path} has schema {version}, this program knows {newest}",
+            code="conflict",
             hint="start the newer hyperhive, or restore the backup that was made before the upgrade",
         )
     if version == newest:
@@ -233,11 +260,13 @@ async def _apply(connection: aiosqlite.Connection, step: Path, at: int) -> None:
         for statement in _statements(text):
             await connection.execute(statement)
         await connection.execute(
-            "CREATE TABLE IF NOT EXISTS migrations (number INTEGER PRIMARY KEY, name TEXT NOT NULL, sha256 TEXT NOT NULL, "
-            "applied_at INTEGER NOT NULL) STRICT")
+            "CREATE TABLE IF NOT EXISTS migrations (number INTEGER PRIMARY KEY, name TEXT NOT NULL, "
+            "sha256 TEXT NOT NULL, applied_at INTEGER NOT NULL) STRICT"
+        )
         await connection.execute(
             "INSERT INTO migrations VALUES (?, ?, ?, ?)",
-            (int(step.name[:4]), step.name, hashlib.sha256(text.encode()).hexdigest(), at))
+            (int(step.name[:4]), step.name, hashlib.sha256(text.encode()).hexdigest(), at),
+        )
         await connection.execute(f"PRAGMA user_version = {int(step.name[:4])}")
         await connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         await connection.commit()

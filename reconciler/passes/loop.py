@@ -1,0 +1,202 @@
+"""The loop of passes: names on a queue without duplicates, a few workers, one pass per agent at a time,
+back-off, a periodic full read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from reconciler.effects.protocols import Clock, Containers, ContainerStatus, HostFiles
+from reconciler.errors import HiveError, TemporaryError
+from reconciler.model.names import AgentName
+from reconciler.model.states import Role
+from reconciler.passes.apply import HEALTHY_AFTER_S, Applier, Sockets
+from reconciler.passes.builds import Builds
+from reconciler.plan.facts import Actual, Bounds
+from reconciler.plan.planner import plan
+from reconciler.plan.steps import Again, Failed, Outcome, Plan, Settled, Waiting
+from reconciler.store import deployments
+from reconciler.store.db import Store
+from reconciler.store.deployments import AgentFacts
+
+log = structlog.get_logger("passes")
+
+WORKERS = 8
+STEPS_PER_PASS = 50
+RETRY_FIRST_S = 0.5
+RETRY_LONGEST_S = 30.0
+
+
+class Presence:
+    """What passes need to know of harnesses (implemented by the broker) and tell it of containers."""
+
+    def __init__(
+        self,
+        hello_of: Callable[[AgentName], float | None],
+        has_live_turn: Callable[[AgentName], bool],
+        set_phase: Callable[[AgentName, ContainerStatus, Outcome], Awaitable[None]],
+    ) -> None:
+        self.hello_of = hello_of
+        self.has_live_turn = has_live_turn
+        self.set_phase = set_phase
+
+
+class Passes:
+    """Brings every agent from what it is to what it should be."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        containers: Containers,
+        host_files: HostFiles,
+        sockets: Sockets,
+        builds: Builds,
+        applier: Applier,
+        presence: Presence,
+        clock: Clock,
+        bounds: Bounds,
+        resync_s: float,
+        after_step: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._containers = containers
+        self._host_files = host_files
+        self._sockets = sockets
+        self._builds = builds
+        self._applier = applier
+        self._presence = presence
+        self._clock = clock
+        self._bounds = bounds
+        self._resync_s = resync_s
+        self._after_step = after_step
+        self._queue: dict[AgentName, None] = {}
+        self._ready = asyncio.Event()
+        self._busy: set[AgentName] = set()
+        self._timers: dict[AgentName, asyncio.TimerHandle] = {}
+        self._failures: dict[AgentName, int] = {}
+        self.first_read = asyncio.Event()
+        self.passes_done = 0
+
+    # ------------------------------------------------------------------------------------------- the queue
+    def wake(self, name: AgentName) -> None:
+        """Put a name on the queue; the only thing that events may do."""
+        self._queue[name] = None
+        self._ready.set()
+
+    def _later(self, name: AgentName, delay_s: float) -> None:
+        if (old := self._timers.pop(name, None)) is not None:
+            old.cancel()
+        self._timers[name] = asyncio.get_running_loop().call_later(delay_s, self.wake, name)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._resync(), name="resync")
+            group.create_task(self._hints(), name="container-hints")
+            for number in range(WORKERS):
+                group.create_task(self._worker(), name=f"worker-{number}")
+
+    async def _resync(self) -> None:
+        while True:
+            for name in await deployments.names(self._store.state):
+                self.wake(name)
+            self.first_read.set()
+            await self._clock.sleep(self._resync_s)
+
+    async def _hints(self) -> None:
+        async for name in self._containers.changes():
+            self.wake(name)
+
+    async def _worker(self) -> None:
+        while True:
+            name = next((n for n in self._queue if n not in self._busy), None)
+            if name is None:
+                self._ready.clear()
+                await self._ready.wait()
+                continue
+            del self._queue[name]
+            self._busy.add(name)
+            try:
+                outcome = await self._guarded(name)
+            finally:
+                self._busy.discard(name)
+                self._ready.set()
+            self._reschedule(name, outcome)
+
+    def _reschedule(self, name: AgentName, outcome: Outcome) -> None:
+        match outcome:
+            case Again(after_s):
+                self._later(name, max(0.01, after_s))
+            case Failed(temporary=True):
+                count = self._failures[name] = self._failures.get(name, 0) + 1
+                self._later(name, min(RETRY_LONGEST_S, RETRY_FIRST_S * 2 ** min(count, 10)))
+            case Failed():
+                self._later(name, RETRY_LONGEST_S)
+            case Settled() | Waiting():
+                self._failures.pop(name, None)
+
+    async def _guarded(self, name: AgentName) -> Outcome:
+        """One of the three places that catch everything: a bug in one agent's pass must not end the
+        others'."""
+        try:
+            return await self.run_pass(name)
+        except TemporaryError as error:
+            log.warning("pass.temporary", agent=name, error=str(error))
+            return Failed(str(error), temporary=True)
+        except HiveError as error:
+            log.warning("pass.failed", agent=name, error=str(error))
+            return Failed(str(error), temporary=True)
+        except Exception as error:
+            log.exception("pass.bug", agent=name)
+            return Failed(f"internal error: {error}", temporary=True)
+
+    # ------------------------------------------------------------------------------------------- one pass
+    async def run_pass(self, name: AgentName) -> Outcome:
+        """Read, plan, apply the first step; again until nothing is left to do here and now."""
+        for _ in range(STEPS_PER_PASS):
+            found = await self.look(name)
+            if found is None:
+                return Settled()
+            facts, status, planned = found
+            await self._presence.set_phase(name, status, planned.outcome)
+            if not planned.steps:
+                await self._forgive(facts, status)
+                return planned.outcome
+            await self._applier.apply(planned.steps[0], facts, status)
+            self.passes_done += 1
+            self._after_step()
+        return Again(1.0)
+
+    async def look(self, name: AgentName) -> tuple[AgentFacts, ContainerStatus, Plan] | None:
+        """What is, what should be, and the plan between; changes nothing. None: no such agent."""
+        facts = await deployments.read(self._store.state, name, building=self._builds.running(name))
+        if facts is None:
+            return None
+        status = await self._containers.status(name)
+        hello = self._presence.hello_of(name)
+        actual = Actual(
+            phase=status.phase,
+            toplevel=status.toplevel,
+            invocation=status.invocation,
+            started_at=status.started_at,
+            hello=hello is not None and status.started_at is not None and hello >= status.started_at,
+            busy=self._presence.has_live_turn(name),
+            directories=await self._host_files.agent_is_ready(
+                name, facts.uid_base, manager=facts.role is Role.MANAGER
+            ),
+            sockets=self._sockets.is_served(name),
+        )
+        return facts, status, plan(facts.desired, actual, self._clock.now(), self._bounds)
+
+    async def _forgive(self, facts: AgentFacts, status: ContainerStatus) -> None:
+        if facts.desired.crashes.count == 0 or status.phase != "running" or status.started_at is None:
+            return
+        left = status.started_at + HEALTHY_AFTER_S - self._clock.now()
+        if left > 0:
+            self._later(facts.desired.name, left)
+            return
+        async with self._store.state.transaction() as tx:
+            await deployments.record_well(tx, facts.desired.name)

@@ -1,0 +1,250 @@
+"""Rows that passes read and write: what should run, what is being deployed, generations, crashes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from reconciler.model.names import AgentName, Commit
+from reconciler.model.states import Desired as Want
+from reconciler.model.states import ProposalState, Role
+from reconciler.plan.facts import Crashes, Deployment, Desired, Target
+from reconciler.store.db import Database, Row, Tx
+
+MICRO = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An approved proposal as a pass needs it. `generation` and `store_path` appear as it moves on."""
+
+    proposal: int
+    kind: str
+    agent: AgentName
+    commit: Commit
+    spec: dict[str, Any]
+    spec_digest: str
+    state_digest: str | None
+    requested_by: str
+    generation: int | None
+    store_path: str | None
+    state: ProposalState
+
+
+@dataclass(frozen=True, slots=True)
+class AgentFacts:
+    """An agent's row and its deployment, as a pass needs them. `candidate` is the deployment's whole row."""
+
+    desired: Desired
+    role: Role
+    uid_base: int
+    candidate: Candidate | None
+    limits_spec: dict[str, Any]
+
+
+async def names(db: Database) -> list[AgentName]:
+    """All agents that were not destroyed, and those destroyed ones, too: their containers must be gone."""
+    return [AgentName(row["name"]) for row in await db.all("SELECT name FROM agents ORDER BY name")]
+
+
+async def read(db: Database, name: AgentName, *, building: bool) -> AgentFacts | None:
+    """The desired side of one agent; None if there is no such agent."""
+    row = await db.one("SELECT * FROM agents WHERE name = ?", name)
+    if row is None:
+        return None
+    candidate = await _candidate(db, name)
+    current = None
+    if row["generation"] is not None:
+        current = await db.one(
+            "SELECT * FROM generations WHERE agent = ? AND number = ?", name, row["generation"]
+        )
+    deployment = None
+    if candidate is not None:
+        deployment = await _deployment(db, candidate, building=building)
+    spec = candidate.spec if candidate is not None and candidate.state is ProposalState.ACTIVATING else None
+    if spec is None:
+        spec = json.loads(current["spec"]) if current is not None else (candidate.spec if candidate else {})
+    desired = Desired(
+        name=name,
+        state=Want(row["desired"]),
+        current=Target(current["number"], current["store_path"]) if current is not None else None,
+        deployment=deployment,
+        restart_wanted=row["restart_wanted"] > row["restart_done"],
+        stop_intent=row["stop_intent"],
+        crashes=Crashes(
+            row["crashes"],
+            row["crashed_at"] / MICRO if row["crashed_at"] is not None else None,
+            row["crash_seen"],
+        ),
+    )
+    return AgentFacts(desired, Role(row["role"]), row["uid_base"], candidate, spec)
+
+
+async def _candidate(db: Database, name: AgentName) -> Candidate | None:
+    row = await db.one(
+        "SELECT * FROM proposals WHERE agent = ? AND state IN ('activating', 'building', 'approved') "
+        "ORDER BY CASE state WHEN 'activating' THEN 0 WHEN 'building' THEN 1 ELSE 2 END, id LIMIT 1",
+        name,
+    )
+    if row is None:
+        return None
+    return Candidate(
+        proposal=row["id"],
+        kind=row["kind"],
+        agent=AgentName(row["agent"]),
+        commit=Commit(row["commit_id"]),
+        spec=json.loads(row["spec"]),
+        spec_digest=row["spec_digest"],
+        state_digest=row["state_digest"],
+        requested_by=row["requested_by"],
+        generation=row["generation"],
+        store_path=row["store_path"],
+        state=ProposalState(row["state"]),
+    )
+
+
+async def _deployment(db: Database, candidate: Candidate, *, building: bool) -> Deployment:
+    row = await db.one("SELECT activate_now, activating_at FROM proposals WHERE id = ?", candidate.proposal)
+    assert row is not None, "the proposal was read a moment ago and rows are never deleted"
+    at = row["activating_at"]
+    return Deployment(
+        proposal=candidate.proposal,
+        state=candidate.state,
+        now=bool(row["activate_now"]),
+        toplevel=candidate.store_path,
+        generation=candidate.generation,
+        activating_at=at / MICRO if at is not None else None,
+        building=building,
+    )
+
+
+async def serving_generation(db: Database, name: AgentName) -> Row | None:
+    """The generation a harness that says hello now belongs to: the candidate while it is probed, else the
+    current one."""
+    row = await db.one(
+        "SELECT g.* FROM proposals p JOIN generations g ON g.agent = p.agent AND g.number = p.generation "
+        "WHERE p.agent = ? AND p.state = 'activating'",
+        name,
+    )
+    if row is not None:
+        return row
+    return await db.one(
+        "SELECT g.* FROM agents a JOIN generations g ON g.agent = a.name AND g.number = a.generation "
+        "WHERE a.name = ?",
+        name,
+    )
+
+
+async def next_generation(db: Database, name: AgentName) -> int:
+    """The number the next activation gets; the same until that activation is written."""
+    row = await db.one("SELECT COALESCE(MAX(number), 0) + 1 AS n FROM generations WHERE agent = ?", name)
+    return int(row["n"]) if row else 1
+
+
+async def begin_build(tx: Tx, candidate: Candidate) -> None:
+    """Approved → building; nothing if it builds already."""
+    await tx.move_proposal(candidate.proposal, ProposalState.BUILDING)
+
+
+async def set_built(tx: Tx, proposal: int, store_path: str) -> None:
+    """Remember the build's result."""
+    await tx.run(
+        "UPDATE proposals SET store_path = ? WHERE id = ? AND state = 'building'", store_path, proposal
+    )
+
+
+async def activate(tx: Tx, candidate: Candidate, number: int, prompt: str) -> None:
+    """Building → activating, with its generation as a candidate."""
+    assert candidate.store_path is not None, "only a built proposal is activated"
+    await tx.run(
+        "INSERT OR IGNORE INTO generations (agent, number, proposal_id, commit_id, store_path, spec, "
+        "spec_digest, prompt, state, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'candidate', ?)",
+        candidate.agent,
+        number,
+        candidate.proposal,
+        candidate.commit,
+        candidate.store_path,
+        json.dumps(candidate.spec, sort_keys=True, separators=(",", ":")),
+        candidate.spec_digest,
+        prompt,
+        tx.now,
+    )
+    await tx.move_proposal(
+        candidate.proposal, ProposalState.ACTIVATING, generation=number, activating_at=tx.now
+    )
+
+
+async def confirm(tx: Tx, candidate: Candidate) -> None:
+    """Activating → deployed: the candidate is the agent's generation from now on."""
+    await tx.run(
+        "UPDATE generations SET state = 'deployed' WHERE agent = ? AND number = ?",
+        candidate.agent,
+        candidate.generation,
+    )
+    await tx.run(
+        "UPDATE agents SET generation = ?, crashes = 0, crashed_at = NULL, "
+        "restart_done = restart_wanted, role = ? WHERE name = ?",
+        candidate.generation,
+        candidate.spec.get("role", "agent"),
+        candidate.agent,
+    )
+    await tx.run("DELETE FROM drafts WHERE name = ?", candidate.agent)
+    meta = {
+        "agent": candidate.agent,
+        "generation": candidate.generation,
+        "commit": candidate.commit,
+        "proposal": candidate.proposal,
+        "store_path": candidate.store_path,
+    }
+    await tx.run(
+        "INSERT INTO outbox (kind, data, created_at) VALUES ('meta', ?, ?)", json.dumps(meta), tx.now
+    )
+    await tx.move_proposal(candidate.proposal, ProposalState.DEPLOYED)
+
+
+async def fail(tx: Tx, candidate: Candidate, error: str) -> None:
+    """→ failed, with its generation if it had one."""
+    if candidate.generation is not None:
+        await tx.run(
+            "UPDATE generations SET state = 'failed' WHERE agent = ? AND number = ?",
+            candidate.agent,
+            candidate.generation,
+        )
+    await tx.move_proposal(candidate.proposal, ProposalState.FAILED, error=error[:8192])
+
+
+async def intend_stop(tx: Tx, name: AgentName, invocation: str) -> None:
+    """Write down, before it happens, that hived itself ends this start."""
+    await tx.run("UPDATE agents SET stop_intent = ? WHERE name = ?", invocation, name)
+
+
+async def record_start(tx: Tx, name: AgentName) -> None:
+    """A start serves every restart that was asked for before it."""
+    await tx.run("UPDATE agents SET restart_done = restart_wanted WHERE name = ?", name)
+
+
+async def record_crash(
+    tx: Tx, name: AgentName, invocation: str, *, healthy: bool, detail: dict[str, Any]
+) -> int:
+    """Count an end that nobody asked for, once per invocation; how many there were in a row. `healthy`: it
+    had run long enough."""
+    row = await tx.one("SELECT crashes, crash_seen FROM agents WHERE name = ?", name)
+    assert row is not None, "the agent was read a moment ago and rows of agents are never deleted in a pass"
+    if row["crash_seen"] == invocation:
+        return int(row["crashes"])
+    count = 1 if healthy else int(row["crashes"]) + 1
+    await tx.run(
+        "UPDATE agents SET crashes = ?, crashed_at = ?, crash_seen = ? WHERE name = ?",
+        count,
+        tx.now,
+        invocation,
+        name,
+    )
+    await tx.emit("agent.crashed", name, invocation=invocation, count=count, **detail)
+    return count
+
+
+async def record_well(tx: Tx, name: AgentName) -> None:
+    """It has run long enough: the row of crashes is over."""
+    await tx.run("UPDATE agents SET crashes = 0, crashed_at = NULL WHERE name = ?", name)
