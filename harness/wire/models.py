@@ -22,7 +22,11 @@
 | GET agents/{name}/logs?lines | - | Logs |
 | GET repos/{name}/bundle | - | git bundle of `main` (application/octet-stream) |
 
-An error is `{"error": {"code", "message", "hint"}}` with a 4xx or 5xx status.
+Every call but `hello` (whose body tells both) carries the headers `X-Hive-Wire: 1` and `X-Hive-Boot`, the
+random id that this harness process gave in `hello`. A JSON body is at most `JSON_MAX_BYTES`.
+
+An error is `{"error": {"code", "message", "hint"}}` with a 4xx or 5xx status. Code `wire-version` (426): this
+harness is of another release than its host; `busy` (503): it has too many calls under way.
 """
 
 from __future__ import annotations
@@ -32,6 +36,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 WIRE_VERSION = 1
+WIRE_HEADER = "X-Hive-Wire"
+BOOT_HEADER = "X-Hive-Boot"
+BOOT_PATTERN = r"^[0-9a-f]{32}$"
+JSON_MAX_BYTES = 1024 * 1024
 BODY_MAX_BYTES = 65536
 EVENT_TEXT_MAX = 200_000
 BUNDLE_MAX_BYTES = 32 * 1024 * 1024
@@ -55,7 +63,7 @@ class Hello(Wire):
     `turn` is the turn that is still going on from before the host went away."""
 
     wire: int
-    boot: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    boot: Annotated[str, Field(pattern=BOOT_PATTERN)]
     turn: int | None = None
 
 
