@@ -39,8 +39,7 @@ def agent_name(text: str) -> AgentName:
 
 
 def commit(text: str) -> Commit:
-    """A full commit id (40 hex digits), else `OperatorError`: branch, tag and short names are refused, they
-    can move."""
+    """A full commit id (40 hex digits), else `OperatorError`: names and short ids are refused, they move."""
     if not _COMMIT.fullmatch(text):
         raise OperatorError(
             f"{text[:60]!r} is not a full commit id",

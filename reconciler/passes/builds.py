@@ -72,10 +72,11 @@ class Builds:
                 await self._build_one(candidate)
         except asyncio.CancelledError:
             raise
-        except (
-            Exception
-        ) as error:  # a build must end in a state, whatever went wrong, else its proposal would hang
-            await self._fail(candidate, error)
+        except HiveError as error:
+            await self._fail(candidate, str(error))
+        except Exception as error:
+            log.exception("build.bug", agent=candidate.agent, proposal=candidate.proposal)
+            await self._fail(candidate, f"internal error: {type(error).__name__}: {error}")
         finally:
             self._tasks.pop(candidate.agent, None)
             self._wake(candidate.agent)

@@ -1,0 +1,262 @@
+"""Laws of the planner, on a faithful model of the world (design section 6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reconciler.model.names import AgentName
+from reconciler.model.states import Desired as Want
+from reconciler.model.states import ProposalState
+from reconciler.plan.facts import Actual, Bounds, Crashes, Deployment, Desired, Target
+from reconciler.plan.planner import plan
+from reconciler.plan.steps import Again, Kind, Plan, Settled, Step, Waiting
+
+BOUNDS = Bounds()
+OLD, NEW, OTHER = "/nix/store/old", "/nix/store/new", "/nix/store/other"
+
+
+@dataclass
+class World:
+    """A faithful model: applies steps as the real effects do, and lets time pass."""
+
+    desired: Desired
+    actual: Actual
+    healthy: bool = True
+    now: float = 10_000.0
+    starts: int = 0
+    kinds: list[Kind] = field(default_factory=list)
+
+    def apply(self, step: Step) -> None:  # noqa: C901 - one arm per kind of step
+        self.kinds.append(step.kind)
+        d, a = self.desired, self.actual
+        match step.kind:
+            case Kind.MAKE_DIRECTORIES:
+                self.actual = replace(a, directories=True)
+            case Kind.SERVE_SOCKETS:
+                self.actual = replace(a, sockets=True)
+            case Kind.DROP_SOCKETS:
+                self.actual = replace(a, sockets=False)
+            case Kind.BUILD:
+                assert d.deployment is not None
+                built = replace(d.deployment, state=ProposalState.BUILDING, toplevel=NEW, building=False)
+                self.desired = replace(d, deployment=built)
+            case Kind.ACTIVATE:
+                assert d.deployment is not None
+                going = replace(
+                    d.deployment, state=ProposalState.ACTIVATING, generation=99, activating_at=self.now
+                )
+                self.desired = replace(d, deployment=going)
+            case Kind.START:
+                assert a.phase == "absent", "a container is started only where none is"
+                self.starts += 1
+                hello = step.toplevel != NEW or self.healthy
+                self.actual = replace(
+                    a, phase="running", toplevel=step.toplevel, invocation=f"start-{self.starts}",
+                    started_at=self.now, hello=hello, busy=False, attached=False,
+                )  # fmt: skip
+                self.desired = replace(self.desired, restart_wanted=False)
+            case Kind.STOP:
+                assert a.alive, "only what lives is stopped"
+                self.desired = replace(d, stop_intent=a.invocation)
+                self.actual = replace(a, phase="exited", busy=False, attached=False, hello=False)
+            case Kind.CLEAR:
+                assert a.phase == "exited", "only an ended container is cleared"
+                self.actual = replace(a, phase="absent", toplevel=None, invocation=None, started_at=None)
+            case Kind.REPORT_CRASH:
+                crashes = Crashes(d.crashes.count + 1, self.now, a.invocation)
+                self.desired = replace(d, crashes=crashes)
+            case Kind.CONFIRM:
+                assert d.deployment is not None
+                assert a.hello
+                self.desired = replace(
+                    d, deployment=None, current=Target(99, NEW), crashes=Crashes(), restart_wanted=False
+                )
+            case Kind.ROLL_BACK:
+                self.desired = replace(d, deployment=None, stop_intent=a.invocation)
+                self.actual = replace(
+                    a, phase="absent", toplevel=None, invocation=None, started_at=None, busy=False, hello=False
+                )  # fmt: skip
+            case Kind.ABANDON:
+                self.desired = replace(d, deployment=None)
+
+    def look(self) -> Plan:
+        return plan(self.desired, self.actual, self.now, BOUNDS)
+
+    def run(self, limit: int = 100) -> Plan:
+        """Passes until nothing is to be done; turns end and builds finish while it waits."""
+        for _ in range(limit):
+            seen = self.look()
+            if seen.steps:
+                self.apply(seen.steps[0])
+            elif isinstance(seen.outcome, Again):
+                self.now += max(seen.outcome.after_s, 0.01)
+            elif isinstance(seen.outcome, Waiting) and (self.actual.busy or self.actual.attached):
+                self.actual = replace(self.actual, busy=False, attached=False)
+            else:
+                return seen
+        raise AssertionError(f"no rest after {limit} passes: {self.kinds[-10:]}")
+
+
+phases: st.SearchStrategy[Literal["absent", "starting", "running", "exited"]] = st.sampled_from(
+    ["absent", "starting", "running", "exited"]
+)
+targets = st.sampled_from([None, Target(1, OLD), Target(2, OTHER)])
+
+
+@st.composite
+def deployments(draw: st.DrawFn) -> Deployment | None:
+    state = draw(st.sampled_from([None, "approved", "building", "built", "activating"]))
+    now = draw(st.booleans())
+    if state is None:
+        return None
+    if state == "activating":
+        at = draw(st.floats(9_000, 10_000))
+        return Deployment(7, ProposalState.ACTIVATING, now, NEW, 99, at, building=False)
+    toplevel = NEW if state == "built" else None
+    real = ProposalState.APPROVED if state == "approved" else ProposalState.BUILDING
+    return Deployment(7, real, now, toplevel, None, None, building=False)
+
+
+@st.composite
+def actuals(draw: st.DrawFn) -> Actual:
+    phase = draw(phases)
+    directories, sockets = draw(st.booleans()), draw(st.booleans())
+    if phase == "absent":
+        return Actual(directories=directories, sockets=sockets)
+    alive = phase in {"starting", "running"}
+    return Actual(
+        phase=phase, toplevel=draw(st.sampled_from([OLD, NEW, OTHER])), invocation="start-0",
+        started_at=draw(st.floats(8_000, 10_000)), hello=alive and draw(st.booleans()),
+        busy=alive and draw(st.booleans()), attached=alive and draw(st.booleans()),
+        directories=directories, sockets=sockets,
+    )  # fmt: skip
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    crashes = draw(
+        st.one_of(
+            st.just(Crashes()),
+            st.builds(
+                Crashes, st.integers(0, 8), st.floats(9_000, 10_000), st.sampled_from(["start-0", None])
+            ),
+        )
+    )
+    desired = Desired(
+        name=AgentName("smith"),
+        state=draw(st.sampled_from(Want)),
+        current=draw(targets),
+        deployment=draw(deployments()),
+        restart_wanted=draw(st.booleans()),
+        stop_intent=draw(st.sampled_from([None, "start-0"])),
+        crashes=crashes,
+    )
+    return World(desired, draw(actuals()), healthy=draw(st.booleans()))
+
+
+@given(worlds())
+@settings(max_examples=1000)
+def test_applying_plans_reaches_what_is_desired(world: World) -> None:
+    world.run()
+    desired, actual = world.desired, world.actual
+    assert desired.deployment is None
+    if desired.state is Want.RUNNING and desired.current is not None:
+        if desired.crashes.count < BOUNDS.crashloop:
+            assert actual.alive
+            assert actual.toplevel == desired.current.toplevel
+            assert actual.directories
+            assert actual.sockets
+    else:
+        assert actual.phase == "absent"
+
+
+@given(worlds())
+@settings(max_examples=500)
+def test_a_second_plan_is_empty(world: World) -> None:
+    world.run()
+    again = world.look()
+    assert again.steps == ()
+    assert isinstance(again.outcome, Settled | Waiting)
+
+
+@given(worlds())
+@settings(max_examples=500)
+def test_a_live_turn_is_ended_only_by_the_operators_own_act(world: World) -> None:
+    seen = world.look()
+    if not (world.actual.alive and (world.actual.busy or world.actual.attached)):
+        return
+    d = world.desired
+    asked = (
+        d.state is not Want.RUNNING
+        or d.restart_wanted
+        or d.current is None
+        or (d.deployment is not None and (d.deployment.now or d.deployment.state is ProposalState.ACTIVATING))
+    )
+    if not asked:
+        assert not any(s.kind in {Kind.STOP, Kind.ROLL_BACK, Kind.ACTIVATE} for s in seen.steps)
+
+
+@given(worlds())
+@settings(max_examples=500)
+def test_nothing_new_is_built_activated_or_started_without_a_decision(world: World) -> None:
+    had = world.desired.deployment
+    current = world.desired.current
+    world.run()
+    if had is None:
+        assert not {Kind.BUILD, Kind.ACTIVATE, Kind.CONFIRM, Kind.ROLL_BACK} & set(world.kinds)
+        assert world.desired.current == current
+
+
+@given(worlds())
+@settings(max_examples=500)
+def test_what_never_says_hello_is_rolled_back(world: World) -> None:
+    world.healthy = False
+    before = world.desired.current
+    running_new = world.actual.toplevel == NEW and world.actual.hello
+    if world.desired.deployment is None or running_new:
+        return
+    world.run()
+    assert world.desired.current == before
+    assert Kind.CONFIRM not in world.kinds
+
+
+@given(worlds(), st.integers(0, 12))
+@settings(max_examples=500)
+def test_after_a_crash_of_hived_at_any_point_the_next_pass_converges(world: World, steps: int) -> None:
+    for _ in range(steps):
+        seen = world.look()
+        if seen.steps:
+            world.apply(seen.steps[0])
+    # hived dies: what it kept in memory is gone, harnesses say hello again when it is back
+    d = world.desired
+    if d.deployment is not None:
+        world.desired = replace(d, deployment=replace(d.deployment, building=False))
+    if world.actual.alive and not (world.actual.toplevel == NEW and not world.healthy):
+        world.actual = replace(world.actual, hello=True)
+    world.run()
+    assert world.look().steps == ()
+
+
+@given(worlds())
+@settings(max_examples=300)
+def test_each_end_that_nobody_asked_for_is_told_once(world: World) -> None:
+    phase, had = world.actual.phase, world.desired.deployment
+    intended = world.desired.stop_intent == world.actual.invocation
+    told = world.desired.crashes.told == world.actual.invocation
+    world.run()
+    reports = world.kinds.count(Kind.REPORT_CRASH)
+    assert reports <= 1
+    if intended or told or phase != "exited":
+        assert reports == 0
+    elif world.desired.state is Want.RUNNING and had is None and world.desired.current is not None:
+        assert reports == 1
+
+
+def test_restart_delays_double_and_are_bounded() -> None:
+    delays = [BOUNDS.restart_delay_s(n) for n in range(10)]
+    assert delays[:4] == [0.0, 1.0, 2.0, 4.0]
+    assert delays[-1] == BOUNDS.longest_delay_s
