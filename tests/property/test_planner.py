@@ -78,7 +78,8 @@ class World:
             case Kind.ROLL_BACK:
                 self.desired = replace(d, deployment=None, stop_intent=a.invocation)
                 self.actual = replace(
-                    a, phase="absent", toplevel=None, invocation=None, started_at=None, busy=False, hello=False
+                    a, phase="absent", toplevel=None, invocation=None, started_at=None,
+                    busy=False, hello=False,
                 )  # fmt: skip
             case Kind.ABANDON:
                 self.desired = replace(d, deployment=None)

@@ -1,0 +1,346 @@
+"""Agents as the operator sees and steers them. Writes desired state only; passes make it so."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from reconciler.config import Config
+from reconciler.control import models as api
+from reconciler.effects.protocols import Containers
+from reconciler.errors import OperatorError
+from reconciler.model.names import AgentName
+from reconciler.model.states import AgentState, Desired, Role, UserRole
+from reconciler.passes.loop import Passes
+from reconciler.plan.steps import Again, Failed, Settled, Waiting
+from reconciler.services import Actor, Approvals
+from reconciler.store import fleet
+from reconciler.store.db import Row, Store
+
+VERSION = "0.1.0"
+MICRO = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """What an agent is doing now, as the broker's presence knows it. Instants in epoch seconds."""
+
+    state: AgentState
+    since: float
+    reason: str
+    until: float | None
+    context_used: int | None
+    context_window: int | None
+    active_model: str | None
+
+
+class Presence(Protocol):
+    """Where the present state of agents is read."""
+
+    async def now(self, name: AgentName) -> Now: ...
+
+
+class Voice(Protocol):
+    """Orders to harnesses."""
+
+    async def direct(self, agent: AgentName, kind: str, **data: object) -> None: ...
+    def nudge(self, agent: AgentName) -> None:
+        """Let a waiting inbox look again."""
+        ...
+
+
+class Spending(Protocol):
+    """What the gateway counted."""
+
+    @property
+    def connected(self) -> bool: ...
+    async def today(self) -> dict[str, tuple[int, float]]:
+        """Tokens and dollars of the host-local day by agent."""
+        ...
+
+    async def rows(self) -> Sequence[api.Spending]: ...
+
+
+def stamp(micros: int) -> str:
+    """RFC 3339 in UTC, from microseconds since the epoch."""
+    return (
+        dt.datetime.fromtimestamp(micros / MICRO, dt.UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
+
+
+def _maybe(micros: int | None) -> str | None:
+    return None if micros is None else stamp(micros)
+
+
+class AgentService:
+    """The service `Agents`."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        config: Config,
+        containers: Containers,
+        passes: Passes,
+        presence: Presence,
+        voice: Voice,
+        approvals: Approvals,
+        spending: Spending,
+        wake: Callable[[AgentName], None],
+        models: Callable[[str], bool],
+        last_event_id: Callable[[], Awaitable[int]],
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._containers = containers
+        self._passes = passes
+        self._presence = presence
+        self._voice = voice
+        self._approvals = approvals
+        self._spending = spending
+        self._wake = wake
+        self._models = models
+        self._last_event_id = last_event_id
+
+    # ------------------------------------------------------------------------------------------- reading
+    async def all(self) -> list[api.Agent]:
+        """All agents that are not destroyed, by name."""
+        today = await self._spending.today()
+        return [await self._view(row, today) for row in await fleet.agents(self._store.state)]
+
+    async def get(self, name: str) -> api.Agent:
+        """One agent."""
+        row = await fleet.agent(self._store.state, name)
+        return await self._view(row, await self._spending.today())
+
+    async def _view(self, row: Row, today: dict[str, tuple[int, float]]) -> api.Agent:
+        name = AgentName(row["name"])
+        now = await self._presence.now(name)
+        status = await self._containers.status(name)
+        spec = json.loads(row["spec"]) if row["spec"] else {}
+        wanted = row["model_override"] or spec.get("model")
+        active = now.active_model or row["last_model"]
+        tokens, usd = today.get(name, (0, 0.0))
+        return api.Agent(
+            name=name,
+            role=Role(row["role"]),
+            desired=Desired(row["desired"]),
+            state=now.state,
+            state_since=stamp(int(now.since * MICRO)),
+            reason=now.reason,
+            until=_maybe(int(now.until * MICRO)) if now.until is not None else None,
+            status=row["status"],
+            model=api.ModelStatus(
+                active=active or wanted,
+                queued=wanted if active and wanted != active else None,
+                switched_at=_maybe(row["model_switched_at"]),
+                switched_by=row["model_switched_by"],
+            ),
+            generation=row["generation"],
+            commit=row["commit_id"],
+            uid_base=row["uid_base"],
+            inbox_depth=row["inbox_depth"],
+            context=api.Context(used=now.context_used, window=now.context_window),
+            cost_today_usd=usd,
+            tokens_today=tokens,
+            turn=row["turn_id"],
+            last_turn_at=_maybe(row["last_turn_at"]),
+            held=bool(row["held"]),
+            container=api.Container(
+                driver=self._containers.driver,
+                unit=status.unit,
+                leader_pid=status.leader_pid,
+                limits_enforced=list(status.limits_enforced),
+            ),
+        )
+
+    async def spec(self, name: str) -> api.SpecView:
+        """The approved spec of the running generation; empty before the first."""
+        row = await fleet.agent(self._store.state, name)
+        found = [
+            g for g in await fleet.generations(self._store.state, name) if g["number"] == row["generation"]
+        ]
+        if not found:
+            return api.SpecView(agent=name, generation=None, commit=None, digest=None, spec={})
+        g = found[0]
+        return api.SpecView(
+            agent=name,
+            generation=g["number"],
+            commit=g["commit_id"],
+            digest=g["spec_digest"],
+            spec=json.loads(g["spec"]),
+        )
+
+    async def generations(self, name: str) -> api.GenerationList:
+        """Newest first."""
+        current = (await fleet.agent(self._store.state, name))["generation"]
+        rows = await fleet.generations(self._store.state, name)
+        return api.GenerationList(
+            items=[
+                api.Generation(
+                    agent=name,
+                    number=row["number"],
+                    proposal=row["proposal_id"],
+                    commit=row["commit_id"],
+                    store_path=row["store_path"],
+                    state=row["state"],
+                    current=row["number"] == current,
+                    created_at=stamp(row["created_at"]),
+                )
+                for row in rows
+            ]
+        )
+
+    async def plan(self, name: str) -> api.Plan:
+        """What the next passes would do, from the world as it is now; nothing is changed."""
+        row = await fleet.agent(self._store.state, name)
+        found = await self._passes.look(AgentName(row["name"]))
+        assert found is not None, "the row was read a moment ago and agents are never deleted"
+        planned = found[2]
+        match planned.outcome:
+            case Settled():
+                outcome = "settled"
+            case Again(after_s):
+                outcome = f"again in {after_s:.1f} s" if after_s else "again at once"
+            case Waiting(on):
+                outcome = f"waiting for {on}"
+            case Failed(error):
+                outcome = f"failed: {error}"
+        steps = [api.Step(kind=str(s.kind), cost=str(s.cost), reason=s.reason) for s in planned.steps]
+        return api.Plan(agent=name, steps=steps, outcome=outcome)
+
+    async def why(self, name: str) -> api.Why:
+        """The cause chain of the running generation, newest first."""
+        await fleet.agent(self._store.state, name)
+        rows = await fleet.chain(self._store.state, name)
+        return api.Why(
+            agent=name,
+            chain=[
+                api.Cause(at=stamp(r["at"]), kind=r["kind"], text=r["text"], ref=str(r["ref"])) for r in rows
+            ],
+        )
+
+    async def logs(self, name: str, lines: int) -> api.LogLines:
+        """Last lines of the console."""
+        row = await fleet.agent(self._store.state, name)
+        return api.LogLines(lines=list(await self._containers.logs(AgentName(row["name"]), lines)))
+
+    async def status(self) -> api.HiveStatus:
+        """The hive at a glance."""
+        row = await fleet.counts(self._store.state)
+        today = await self._spending.today()
+        return api.HiveStatus(
+            version=VERSION,
+            platform=self._config.platform,
+            driver=self._containers.driver,
+            model_upstream=self._config.gateway.label,
+            agents=row["agents"],
+            thinking=row["thinking"],
+            needs_operator=row["pending"] + row["questions"] + row["troubled"],
+            approvals_pending=row["pending"],
+            questions_open=row["questions"],
+            cost_today_usd=sum(usd for _, usd in today.values()),
+            audit_head=row["audit_head"] or "",
+            last_event_id=await self._last_event_id(),
+            gateway_connected=self._spending.connected,
+        )
+
+    # ------------------------------------------------------------------------------------------- steering
+    async def new(self, actor: Actor, request: api.NewAgent) -> api.Proposal:
+        """A new agent from the template, as a proposal (decided at once if the request says so)."""
+        _operator(actor)
+        return await self._approvals.new_agent(actor, request)
+
+    async def start(self, actor: Actor, name: str, request: api.Act) -> api.Agent:
+        """Let it run; earlier crashes are forgiven."""
+        return await self._want(actor, name, request, Desired.RUNNING, "start")
+
+    async def stop(self, actor: Actor, name: str, request: api.Act) -> api.Agent:
+        """Stop its container; everything else is kept."""
+        return await self._want(actor, name, request, Desired.STOPPED, "stop")
+
+    async def destroy(self, actor: Actor, name: str, request: api.Act) -> api.Agent:
+        """Remove its container; repository, state and messages are kept."""
+        return await self._want(actor, name, request, Desired.DESTROYED, "destroy")
+
+    async def _want(
+        self, actor: Actor, name: str, request: api.Act, desired: Desired, verb: str
+    ) -> api.Agent:
+        _operator(actor)
+        row = await fleet.agent(self._store.state, name)
+        if row["desired"] == Desired.DESTROYED and desired is not Desired.DESTROYED:
+            raise OperatorError(f"{name} is destroyed", code="conflict", hint="its kept state needs a revive")
+        if not request.dry_run:
+            async with self._store.state.transaction() as tx:
+                await fleet.set_desired(tx, name, desired)
+                await tx.audit(actor.name, f"agent.{verb}", name, note=request.note)
+                await tx.emit("agent.state", name, desired=str(desired))
+            self._wake(AgentName(name))
+        return await self.get(name)
+
+    async def restart(self, actor: Actor, name: str, request: api.Act) -> api.Agent:
+        """Restart its container now, a running turn is cut short and its messages come again."""
+        _operator(actor)
+        row = await fleet.agent(self._store.state, name)
+        if row["desired"] != Desired.RUNNING:
+            raise OperatorError(f"{name} is {row['desired']}", code="conflict", hint=f"`hive start {name}`")
+        if not request.dry_run:
+            async with self._store.state.transaction() as tx:
+                await fleet.want_restart(tx, name)
+                await tx.audit(actor.name, "agent.restart", name, note=request.note)
+            self._wake(AgentName(name))
+        return await self.get(name)
+
+    async def cancel(self, actor: Actor, name: str, request: api.Act) -> api.Agent:
+        """Interrupt the running turn, end a nap."""
+        return await self._direct(actor, name, request, "cancel")
+
+    async def wake(self, actor: Actor, name: str, request: api.Act) -> api.Agent:
+        """End a nap or a parking."""
+        return await self._direct(actor, name, request, "wake")
+
+    async def _direct(self, actor: Actor, name: str, request: api.Act, kind: str) -> api.Agent:
+        _operator(actor)
+        row = await fleet.agent(self._store.state, name)
+        if not request.dry_run:
+            async with self._store.state.transaction() as tx:
+                await fleet.end_nap(tx, name)
+                await tx.audit(actor.name, f"agent.{kind}", name, note=request.note)
+            await self._voice.direct(AgentName(row["name"]), kind)
+            self._voice.nudge(AgentName(row["name"]))
+        return await self.get(name)
+
+    async def set_model(self, actor: Actor, name: str, request: api.SetModel) -> api.Agent:
+        """Override the model from the next turn on; None goes back to the spec's."""
+        _operator(actor)
+        row = await fleet.agent(self._store.state, name)
+        spec = json.loads(row["spec"]) if row["spec"] else {}
+        allowed = [spec.get("model", "haiku"), *spec.get("models", [])]
+        if request.model is not None:
+            if not self._models(request.model):
+                raise OperatorError(
+                    f"{request.model[:60]!r} is not a model of this host",
+                    hint=f"allowed: {', '.join(self._config.gateway.allowed_models)}",
+                )
+            if spec.get("models") and request.model not in allowed:
+                raise OperatorError(
+                    f"{name} may not run {request.model[:60]!r}",
+                    hint=f"its spec allows: {', '.join(allowed)}",
+                )
+        async with self._store.state.transaction() as tx:
+            await fleet.set_model(tx, name, request.model, actor.name)
+            await tx.audit(actor.name, "agent.model", name, model=request.model)
+            await tx.emit("agent.state", name, model=request.model)
+        await self._voice.direct(AgentName(name), "model", model=request.model or spec.get("model", "haiku"))
+        self._wake(AgentName(name))
+        return await self.get(name)
+
+
+def _operator(actor: Actor) -> None:
+    if actor.role is not UserRole.OPERATOR:
+        raise OperatorError("a viewer may only look", code="forbidden", hint="log in as an operator")

@@ -1,0 +1,110 @@
+"""Agents as the operator sees and steers them: joined reads, and writes of desired state only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reconciler.errors import OperatorError
+from reconciler.model.states import Desired
+from reconciler.store.db import Database, Row, Tx
+
+_AGENT = """
+SELECT a.*, g.commit_id, g.spec,
+       (SELECT COUNT(*) FROM messages m WHERE m.recipient = a.name AND m.state IN ('queued', 'leased')) AS inbox_depth,
+       (SELECT t.id FROM turns t WHERE t.agent = a.name AND t.state = 'open' ORDER BY t.id DESC LIMIT 1) AS turn_id,
+       (SELECT MAX(t.begun_at) FROM turns t WHERE t.agent = a.name) AS last_turn_at,
+       (SELECT t.model FROM turns t WHERE t.agent = a.name ORDER BY t.id DESC LIMIT 1) AS last_model
+FROM agents a LEFT JOIN generations g ON g.agent = a.name AND g.number = a.generation
+"""
+
+
+async def agents(db: Database) -> Sequence[Row]:
+    """All agents that are not destroyed, by name."""
+    return await db.all(_AGENT + " WHERE a.desired <> 'destroyed' ORDER BY a.name")
+
+
+async def agent(db: Database, name: str) -> Row:
+    """One agent, destroyed or not; `OperatorError` code `not-found`."""
+    row = await db.one(_AGENT + " WHERE a.name = ?", name)
+    if row is None:
+        raise OperatorError(
+            f"there is no agent {name[:60]!r}", code="not-found", hint="`hive agents` lists them"
+        )
+    return row
+
+
+async def generations(db: Database, name: str) -> Sequence[Row]:
+    """All generations of an agent, newest first."""
+    return await db.all("SELECT * FROM generations WHERE agent = ? ORDER BY number DESC", name)
+
+
+async def counts(db: Database) -> Row:
+    """Numbers of the hive's status: agents, open turns, pending proposals, open questions, crashed agents."""
+    row = await db.one(
+        "SELECT (SELECT COUNT(*) FROM agents WHERE desired <> 'destroyed') AS agents, "
+        "(SELECT COUNT(*) FROM turns WHERE state = 'open') AS thinking, "
+        "(SELECT COUNT(*) FROM proposals WHERE state = 'pending') AS pending, "
+        "(SELECT COUNT(*) FROM questions WHERE state = 'open') AS questions, "
+        "(SELECT COUNT(*) FROM agents WHERE desired = 'running' AND (crashes > 0 OR held = 1)) AS troubled, "
+        "(SELECT hash FROM audit ORDER BY id DESC LIMIT 1) AS audit_head"
+    )
+    assert row is not None, "a select of scalars has one row"
+    return row
+
+
+async def set_desired(tx: Tx, name: str, desired: Desired) -> None:
+    """What the operator wants; a start also forgives earlier crashes."""
+    forgive = ", crashes = 0, crashed_at = NULL" if desired is Desired.RUNNING else ""
+    await tx.run(f"UPDATE agents SET desired = ?{forgive} WHERE name = ?", desired, name)  # noqa: S608 - constant text
+
+
+async def want_restart(tx: Tx, name: str) -> None:
+    """Ask for one restart more; a start serves all that were asked before it."""
+    await tx.run(
+        "UPDATE agents SET restart_wanted = restart_wanted + 1, crashes = 0, crashed_at = NULL WHERE name = ?",
+        name,
+    )
+
+
+async def set_model(tx: Tx, name: str, model: str | None, by: str) -> None:
+    """The operator's override; None takes it away."""
+    await tx.run(
+        "UPDATE agents SET model_override = ?, model_switched_at = ?, model_switched_by = ? WHERE name = ?",
+        model,
+        tx.now,
+        by,
+        name,
+    )
+
+
+async def end_nap(tx: Tx, name: str) -> None:
+    """The agent may be woken at once, and is no longer parked."""
+    await tx.run(
+        "UPDATE agents SET wake_not_before_at = NULL, nap_reason = '', parked_until_at = NULL, "
+        "parked_reason = '' WHERE name = ?",
+        name,
+    )
+
+
+async def chain(db: Database, name: str) -> Sequence[Row]:
+    """The rows behind the running generation, newest first: (at, kind, text, ref)."""
+    return await db.all(
+        "WITH g AS (SELECT g.* FROM agents a JOIN generations g ON g.agent = a.name AND g.number = a.generation "
+        "           WHERE a.name = ?1), "
+        "p AS (SELECT p.* FROM proposals p JOIN g ON g.proposal_id = p.id) "
+        "SELECT pp.at AS at, 'deployment' AS kind, 'generation ' || g.number || ' came up' AS text, "
+        "       g.store_path AS ref FROM g JOIN proposal_progress pp ON pp.proposal_id = g.proposal_id "
+        "       AND pp.state = 'deployed' "
+        "UNION ALL SELECT p.decided_at, 'approval', COALESCE(p.decided_by, '?') || ' approved' || "
+        "       CASE WHEN p.note <> '' THEN ': ' || p.note ELSE '' END, 'proposal ' || p.id FROM p "
+        "       WHERE p.decided_at IS NOT NULL "
+        "UNION ALL SELECT p.created_at, 'proposal', p.requested_by || ' proposed ' || p.description, "
+        "       p.commit_id FROM p "
+        "UNION ALL SELECT t.begun_at, 'turn', t.agent || ' ran turn ' || t.id, t.model "
+        "       FROM p JOIN turns t ON t.id = p.turn_id "
+        "UNION ALL SELECT m.sent_at, 'message', m.sender || ' wrote: ' || substr(m.body, 1, 200), "
+        "       'message ' || m.id FROM p JOIN leases l ON l.turn_id = p.turn_id "
+        "       JOIN messages m ON m.lease_id = l.id "
+        "ORDER BY at DESC",
+        name,
+    )
