@@ -6,7 +6,7 @@ import datetime as dt
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from reconciler.config import Config
 from reconciler.control import models as api
@@ -211,6 +211,8 @@ class AgentService:
                 outcome = f"waiting for {on}"
             case Failed(error):
                 outcome = f"failed: {error}"
+            case _:
+                assert_never(planned.outcome)
         steps = [api.Step(kind=str(s.kind), cost=str(s.cost), reason=s.reason) for s in planned.steps]
         return api.Plan(agent=name, steps=steps, outcome=outcome)
 

@@ -10,8 +10,10 @@ from reconciler.store.db import Database, Row, Tx
 
 _AGENT = """
 SELECT a.*, g.commit_id, g.spec,
-       (SELECT COUNT(*) FROM messages m WHERE m.recipient = a.name AND m.state IN ('queued', 'leased')) AS inbox_depth,
-       (SELECT t.id FROM turns t WHERE t.agent = a.name AND t.state = 'open' ORDER BY t.id DESC LIMIT 1) AS turn_id,
+       (SELECT COUNT(*) FROM messages m
+        WHERE m.recipient = a.name AND m.state IN ('queued', 'leased')) AS inbox_depth,
+       (SELECT t.id FROM turns t
+        WHERE t.agent = a.name AND t.state = 'open' ORDER BY t.id DESC LIMIT 1) AS turn_id,
        (SELECT MAX(t.begun_at) FROM turns t WHERE t.agent = a.name) AS last_turn_at,
        (SELECT t.model FROM turns t WHERE t.agent = a.name ORDER BY t.id DESC LIMIT 1) AS last_model
 FROM agents a LEFT JOIN generations g ON g.agent = a.name AND g.number = a.generation
@@ -55,7 +57,8 @@ async def counts(db: Database) -> Row:
 async def set_desired(tx: Tx, name: str, desired: Desired) -> None:
     """What the operator wants; a start also forgives earlier crashes."""
     forgive = ", crashes = 0, crashed_at = NULL" if desired is Desired.RUNNING else ""
-    await tx.run(f"UPDATE agents SET desired = ?{forgive} WHERE name = ?", desired, name)  # noqa: S608 - constant text
+    sql = f"UPDATE agents SET desired = ?{forgive} WHERE name = ?"  # noqa: S608 - constant text
+    await tx.run(sql, desired, name)
 
 
 async def want_restart(tx: Tx, name: str) -> None:
@@ -89,8 +92,8 @@ async def end_nap(tx: Tx, name: str) -> None:
 async def chain(db: Database, name: str) -> Sequence[Row]:
     """The rows behind the running generation, newest first: (at, kind, text, ref)."""
     return await db.all(
-        "WITH g AS (SELECT g.* FROM agents a JOIN generations g ON g.agent = a.name AND g.number = a.generation "
-        "           WHERE a.name = ?1), "
+        "WITH g AS (SELECT g.* FROM agents a JOIN generations g "
+        "           ON g.agent = a.name AND g.number = a.generation WHERE a.name = ?1), "
         "p AS (SELECT p.* FROM proposals p JOIN g ON g.proposal_id = p.id) "
         "SELECT pp.at AS at, 'deployment' AS kind, 'generation ' || g.number || ' came up' AS text, "
         "       g.store_path AS ref FROM g JOIN proposal_progress pp ON pp.proposal_id = g.proposal_id "
