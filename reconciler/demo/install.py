@@ -24,6 +24,8 @@ from reconciler.demo import terminal
 from reconciler.errors import HiveError, PermanentError
 
 CLONE = Path(__file__).resolve().parents[2]
+_ASSETS = CLONE / "ui/static/vendor"
+_ASSETS_LIST = CLONE / "requirements/vendor.json"
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _APT = ("apt-get", "-o", "DPkg::Lock::Timeout=120", "-y", "--no-install-recommends")
 _PIP_INSTALL = (
@@ -124,6 +126,11 @@ def is_complete(environment: Environment) -> bool:
     return any(_read(folder / f".stamp-{name}") == _digest(_lock_of(name)) for name in names)
 
 
+def has_assets() -> bool:
+    """Whether the web assets were copied, to the end, from the lists as they are now."""
+    return _read(_ASSETS / ".stamp") == _assets_digest()
+
+
 def install(*, dev: bool = False) -> None:
     """Everything, in order; `PermanentError` says what failed and shows the tool's last lines."""
     os.umask(0o022)  # unprivileged users and containers read the environments
@@ -214,23 +221,20 @@ def _close_cli(folder: Path) -> None:
 
 def _install_assets() -> None:
     """Fonts and scripts of the pages: fetched by npm's lock, copied by a list of names and hashes."""
-    manifest = CLONE / "requirements/vendor.json"
-    target = CLONE / "ui/static/vendor"
-    wanted = _digest(manifest) + _digest(CLONE / "package-lock.json")
     with terminal.step("web assets") as at:
-        if _read(target / ".stamp") == wanted:
+        if has_assets():
             at.result = "present"
             return
         npm = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
         terminal.run(at, npm, env=os.environ, cwd=str(CLONE), deadline_s=_NPM_DEADLINE_S)
-        shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(_ASSETS, ignore_errors=True)
         count = 0
-        for name, package in json.loads(manifest.read_text())["packages"].items():
+        for name, package in json.loads(_ASSETS_LIST.read_text())["packages"].items():
             for entry in package["files"]:
                 source = CLONE / "node_modules" / name / entry["from"]
-                _copy_verified(source, target / entry["to"], entry["sha256"])
+                _copy_verified(source, _ASSETS / entry["to"], entry["sha256"])
                 count += 1
-        _write(target / ".stamp", wanted)
+        _write(_ASSETS / ".stamp", _assets_digest())
         at.result = f"{count} files copied to ui/static/vendor"
 
 
@@ -242,6 +246,10 @@ def _copy_verified(source: Path, target: Path, sha256: str) -> None:
         raise PermanentError(message)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(data)
+
+
+def _assets_digest() -> str:
+    return _digest(_ASSETS_LIST) + _digest(CLONE / "package-lock.json")
 
 
 def _lock_of(stamp: str) -> Path:

@@ -1,0 +1,227 @@
+"""PID 1 of the demo's world: starts the services, starts them again when they end, reaps everybody's orphans.
+
+Its end is the end of the world: the kernel then kills what is left in the PID namespace, containers included.
+Reads /run/supervisor.json (the services), writes one JSON line per happening to its standard output, which
+`make demo` reads. Containers' shims are orphans by design: they outlive hived and become children of this
+process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+from reconciler.demo.services import STATE, Service
+
+SERVICES_FILE = Path("/run/supervisor.json")
+_LOGS = Path(STATE) / "log"
+_LOG_LIMIT_BYTES = 8 << 20
+_FIRST_DELAY_S = 1.0
+_LAST_DELAY_S = 30.0
+# A service that lived this long had a good start: its next delay is the first one again.
+_GOOD_LIFE_S = 20.0
+_STOP_S = 5.0
+_ORPHANS_STOP_S = 3.0
+_HOUSEKEEPING_S = 15.0
+
+
+@dataclass(slots=True)
+class _Running:
+    """A service and its process, or the time of its next start (monotonic seconds)."""
+
+    service: Service
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    start_at: float = 0.0
+    delay_s: float = _FIRST_DELAY_S
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """The services in the order of their start, and what has become of them."""
+
+    services: tuple[Service, ...]
+    _members: list[_Running] = field(default_factory=list)
+    _stopping: bool = False
+
+    def run(self) -> None:
+        """Returns after SIGTERM or SIGINT, when the services have ended."""
+        self._members = [_Running(service) for service in self.services]
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        housekeeping_at = time.monotonic()
+        with selectors.DefaultSelector() as selector:
+            selector.register(wake_read, selectors.EVENT_READ)
+            while not self._stopping:
+                self._reap()
+                self._start_due()
+                if time.monotonic() >= housekeeping_at:
+                    housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
+                    self._trim_logs()
+                if selector.select(self._pause(housekeeping_at)):
+                    _drain(wake_read)
+        self._end_services()
+        self._end_orphans()
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+
+    def _pause(self, housekeeping_at: float) -> float:
+        """Seconds until something is due; a signal ends the pause sooner."""
+        due = [member.start_at for member in self._members if member.process is None]
+        return max(0.0, min([*due, housekeeping_at]) - time.monotonic())
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for member in self._members:
+            if member.process is None and member.start_at <= now:
+                self._start(member)
+
+    def _start(self, member: _Running) -> None:
+        service = member.service
+        member.started_at = time.monotonic()
+        with _log_file(service.name).open("ab") as log:
+            try:
+                member.process = subprocess.Popen(
+                    service.argv,
+                    env=service.environment,
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    user=service.uid,
+                    group=service.gid,
+                    extra_groups=[],
+                    umask=0o022,
+                )
+            except OSError as error:
+                log.write(f"cannot start {service.argv[0]}: {error}\n".encode())
+                self._ended(member, f"did not start: {error.strerror}")
+                return
+        _tell("started", service.name, pid=member.process.pid)
+
+    def _reap(self) -> None:
+        """Collects every dead child: services, and orphans of anybody in this world."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for member in self._members:
+                if member.process is not None and member.process.pid == pid:
+                    code = os.waitstatus_to_exitcode(status)
+                    member.process.returncode = code
+                    how = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
+                    self._ended(member, how)
+
+    def _ended(self, member: _Running, how: str) -> None:
+        now = time.monotonic()
+        if now - member.started_at >= _GOOD_LIFE_S:
+            member.delay_s = _FIRST_DELAY_S
+        member.process = None
+        member.start_at = now + member.delay_s
+        if not self._stopping:
+            _tell("ended", member.service.name, how=how, again_in_s=member.delay_s)
+        member.delay_s = min(_LAST_DELAY_S, member.delay_s * 2)
+
+    def _end_services(self) -> None:
+        """SIGTERM in the reverse order of the start, each with a deadline."""
+        for member in reversed(self._members):
+            if member.process is None:
+                continue
+            member.process.terminate()
+            if not self._wait(partial(_has_ended, member), _STOP_S):
+                member.process.kill()
+                _tell("killed", member.service.name)
+
+    def _end_orphans(self) -> None:
+        """The shims of the containers, which stop their containers in order."""
+        for pid in _children():
+            os.kill(pid, signal.SIGTERM)
+        self._wait(lambda: not _children(), _ORPHANS_STOP_S)
+
+    def _wait(self, is_done: Callable[[], bool], deadline_s: float) -> bool:
+        until = time.monotonic() + deadline_s
+        while time.monotonic() < until:
+            self._reap()
+            if is_done():
+                return True
+            time.sleep(0.02)
+        return False
+
+    def _trim_logs(self) -> None:
+        """Bounds every log to twice the limit: one file in use (opened for appending) and one before it."""
+        for service in self.services:
+            path = _log_file(service.name)
+            if path.exists() and path.stat().st_size > _LOG_LIMIT_BYTES:
+                shutil.copyfile(path, path.with_suffix(".log.1"))
+                os.truncate(path, 0)
+
+
+def _has_ended(member: _Running) -> bool:
+    return member.process is None
+
+
+def _log_file(name: str) -> Path:
+    return _LOGS / f"{name}.log"
+
+
+def _children() -> list[int]:
+    return [int(pid) for pid in Path("/proc/1/task/1/children").read_text().split()]
+
+
+def _drain(handle: int) -> None:
+    try:
+        while os.read(handle, 4096):
+            pass
+    except BlockingIOError:
+        return
+
+
+def _tell(event: str, service: str, **details: object) -> None:
+    """Nobody may be reading any more; that must not end the world in disorder."""
+    try:
+        print(json.dumps({"event": event, "service": service, **details}), flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - for the rest of this process
+
+
+def write_services(path: Path, services: tuple[Service, ...]) -> None:
+    """The list that `main` reads."""
+    path.write_text(json.dumps([asdict(service) for service in services]))
+    path.chmod(0o600)
+
+
+def read_services(path: Path) -> tuple[Service, ...]:
+    """The inverse of `write_services`."""
+    return tuple(
+        Service(entry["name"], tuple(entry["argv"]), entry["environment"], entry["uid"], entry["gid"])
+        for entry in json.loads(path.read_text())
+    )
+
+
+def main() -> int:
+    """Runs until told to stop."""
+    _LOGS.mkdir(mode=0o755, exist_ok=True)
+    Supervisor(read_services(SERVICES_FILE)).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
