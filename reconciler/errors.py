@@ -39,6 +39,7 @@ class OperatorError(HiveError):
         self.status = {
             "not-found": 404,
             "conflict": 409,
+            "hello-first": 409,
             "forbidden": 403,
             "unauthenticated": 401,
             "too-large": 413,

@@ -26,7 +26,8 @@ Every call but `hello` (whose body tells both) carries the headers `X-Hive-Wire:
 random id that this harness process gave in `hello`. A JSON body is at most `JSON_MAX_BYTES`.
 
 An error is `{"error": {"code", "message", "hint"}}` with a 4xx or 5xx status. Code `wire-version` (426): this
-harness is of another release than its host; `busy` (503): it has too many calls under way.
+harness is of another release than its host; `busy` (503): it has too many calls under way; `hello-first`
+(409): this host process does not know that boot id (it restarted, or another harness said hello since).
 """
 
 from __future__ import annotations
@@ -197,11 +198,14 @@ Outcome = Literal[
 class EndTurn(Wire):
     """How the turn ended. `ok` acks every lease of the turn, everything else returns them (redelivered),
     except `cancelled`, which acks: the operator ended the turn, its messages are not to come again.
-    `retry_after_s` is told for rate limits; `error` in words."""
+    `retry_after_s` is told for rate limits; `error` in words. `leases`: those whose messages reached the
+    harness by `inbox?turn`; a lease of the turn that is not among them (its answer got lost on the way) is
+    returned, not acked. None: all arrived. The lease that `BeginTurn` named need not be listed."""
 
     outcome: Outcome
     error: Annotated[str, Field(max_length=4000)] = ""
     retry_after_s: Annotated[float, Field(ge=0, le=604800)] | None = None
+    leases: Annotated[list[int], Field(max_length=1000)] | None = None
 
 
 class Directive(Wire):
