@@ -19,8 +19,11 @@ from reconciler.model.states import UserRole
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acts: `name` as the audit shows it (`operator:alice`, `uid:0`, `agent:smith`), with the role of a
-    person."""
+    """Who acts: `name` as the audit shows it, with the role of a person.
+
+    Names: `operator:alice` (a browser's session), `unix:root` (a peer of control.sock; `uid:1003` if the host
+    has no name for it), `agent:smith` (the manager's own acts on other agents).
+    """
 
     name: str
     role: UserRole
@@ -113,7 +116,10 @@ class Approvals(Protocol):
     async def propose_bundle(
         self, agent: AgentName, target: str, commit: str, description: str, bundle: Path
     ) -> wire.Proposed:
-        """An agent proposes for itself, the manager for any: import, pin, examine in the background."""
+        """An agent proposes for itself, the manager for any: import, pin, examine in the background.
+
+        `bundle` (and `state` below) are removed when the call returns: what must outlive it is copied.
+        """
         ...
 
     async def propose_draft(
@@ -169,3 +175,14 @@ class Events(Protocol):
         ...
 
     async def spending(self) -> Sequence[api.Spending]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """All of them, as the servers get them from `app.py`."""
+
+    agents: Agents
+    broker: Broker
+    approvals: Approvals
+    accounts: Accounts
+    events: Events
