@@ -1,8 +1,8 @@
-"""Connections and transactions: one writer per file, a few readers, migrations, backup.
+"""Connections and transactions: one writer per file, a few readers, backup.
 
 The only way to write is `async with store.state.transaction() as tx`: it holds the file's write lock, begins
 IMMEDIATE, and commits shielded from cancellation. What must happen after a commit outside this file goes
-into the outbox with `tx.emit`.
+into the outbox with `tx.emit`; what this process must know of the commit hangs on `tx.after_commit`.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
+from urllib.parse import quote
 
 import aiosqlite
 
 from reconciler.errors import OperatorError, PermanentError
 from reconciler.model.states import ProposalState
+from reconciler.store import migrate
 
 Row = aiosqlite.Row
 Value = str | int | float | bytes | None
 
 READERS = 3
 BUSY_TIMEOUT_MS = 5000
-APPLICATION_ID = 0x48495645  # "HIVE"
-MIGRATIONS = Path(__file__).parent / "migrations"
 _BASE_PRAGMAS = (
     f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}",
     "PRAGMA foreign_keys = ON",
@@ -46,28 +46,61 @@ class Written:
     changed: int
 
 
+class Reader(Protocol):
+    """What reads rows: a transaction (sees its own writes) or a database (sees what is committed)."""
+
+    async def one(self, sql: str, *values: Value) -> Row | None:
+        """The first row, if any."""
+        ...
+
+    async def all(self, sql: str, *values: Value) -> Sequence[Row]:
+        """All rows."""
+        ...
+
+
 class Tx:
     """An open write transaction. `now` is its instant in microseconds, the same for every row it writes."""
 
     def __init__(self, connection: aiosqlite.Connection, now: int) -> None:
         self._connection = connection
+        self._ended = False
+        self._callbacks: list[Callable[[], None]] = []
         self.now = now
         self.emitted = False
 
     async def run(self, sql: str, *values: Value) -> Written:
         """Execute one statement."""
+        self._check()
         async with self._connection.execute(sql, values) as cursor:
             return Written(cursor.lastrowid or 0, cursor.rowcount)
 
     async def one(self, sql: str, *values: Value) -> Row | None:
         """The first row, if any."""
-        async with self._connection.execute(sql, values) as cursor:
-            return await cursor.fetchone()
+        rows = await self.all(sql, *values)
+        return rows[0] if rows else None
 
     async def all(self, sql: str, *values: Value) -> Sequence[Row]:
         """All rows."""
-        async with self._connection.execute(sql, values) as cursor:
-            return list(await cursor.fetchall())
+        self._check()
+        return list(await self._connection.execute_fetchall(sql, values))
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once the commit has succeeded, even if the caller is cancelled meanwhile.
+
+        Callbacks run in order, before the next transaction of the file begins: what they publish stands in
+        the order of the commits. They must neither block nor raise.
+        """
+        self._callbacks.append(callback)
+
+    def end(self, *, committed: bool) -> None:
+        """Only for `Database`: nothing can be written through this value any more."""
+        self._ended = True
+        for callback in self._callbacks if committed else ():
+            callback()
+
+    def _check(self) -> None:
+        if self._ended:
+            raise PermanentError("a transaction was used after its end")
 
     async def emit(self, kind: str, agent: str | None, **data: Any) -> None:
         """Put an event into the outbox; it reaches events.db and the stream after the commit, at least once,
@@ -142,42 +175,64 @@ class Database:
     async def open(cls, path: Path, *, synchronous: str, now: Callable[[], float] = time.time) -> Self:
         """Open and migrate; `OperatorError` when the file is newer than this program or not ours."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        writer = await _connect(f"file:{path}", synchronous)
-        try:
-            await migrate(writer, path, MIGRATIONS / path.stem, now)
-        except BaseException:
-            await writer.close()
-            raise
-        readers: asyncio.Queue[aiosqlite.Connection] = asyncio.Queue(READERS)
-        for _ in range(READERS):
-            readers.put_nowait(await _connect(f"file:{path}?mode=ro", None))
+        folder = migrate.MIGRATIONS / path.stem
+        async with contextlib.AsyncExitStack() as undo:
+            writer = await _connect(path, "rwc")
+            undo.push_async_callback(writer.close)
+            version = await migrate.check(writer, path, folder)
+            # Only now: to switch a foreign file to WAL would change it.
+            await writer.execute("PRAGMA journal_mode = WAL")
+            await writer.execute(f"PRAGMA synchronous = {synchronous}")
+            await migrate.migrate(writer, path, folder, version, now)
+            readers: asyncio.Queue[aiosqlite.Connection] = asyncio.Queue(READERS)
+            for _ in range(READERS):
+                reader = await _connect(path, "ro")
+                undo.push_async_callback(reader.close)
+                await reader.execute("PRAGMA query_only = ON")
+                readers.put_nowait(reader)
+            undo.pop_all()
         return cls(path, writer, readers, now)
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Tx]:
-        """The write transaction; commits at the end, rolls back on an exception."""
+        """The write transaction; commits at the end, rolls back on an exception.
+
+        A cancelled caller leaves it either rolled back (cancelled in the body) or committed (cancelled during
+        the commit), never open: what was begun runs to its end before the lock is given up.
+        """
         async with self._lock:
             if self._closed:
                 raise PermanentError(f"{self.path.name} is closed")
-            await self._writer.execute("BEGIN IMMEDIATE")
             tx = Tx(self._writer, int(self._now() * 1_000_000))
             try:
+                await self._writer.execute("BEGIN IMMEDIATE")
                 yield tx
             except BaseException:
-                await asyncio.shield(asyncio.ensure_future(self._writer.rollback()))
+                await _finish(self._roll_back(tx))
                 raise
-            # A cancelled caller must not leave the transaction open or half-known: the commit always runs to
-            # its end.
-            await _finish(self._writer.commit())
+            await _finish(self._commit(tx))
+
+    async def _commit(self, tx: Tx) -> None:
+        try:
+            await self._writer.commit()
+        except BaseException:
+            await self._roll_back(tx)
+            raise
+        tx.end(committed=True)
         if tx.emitted:
             self.on_emit()
 
+    async def _roll_back(self, tx: Tx) -> None:
+        tx.end(committed=False)
+        await self._writer.rollback()  # statements of one connection run in order: this one is the last
+
     async def all(self, sql: str, *values: Value) -> Sequence[Row]:
         """Rows from a read-only connection."""
+        if self._closed:
+            raise PermanentError(f"{self.path.name} is closed")
         connection = await self._readers.get()
         try:
-            async with connection.execute(sql, values) as cursor:
-                return list(await cursor.fetchall())
+            return list(await connection.execute_fetchall(sql, values))
         finally:
             self._readers.put_nowait(connection)
 
@@ -202,94 +257,34 @@ class Database:
             await self._writer.close()
 
 
-async def _finish(work: Any) -> None:
+async def _finish(work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` to its end however often the caller is cancelled; the cancellation is raised after it."""
     task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
+
+
+async def _connect(path: Path, mode: str) -> aiosqlite.Connection:
+    uri = f"file:{quote(str(path))}?mode={mode}"
     try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await task
-        raise
-
-
-async def _connect(uri: str, synchronous: str | None) -> aiosqlite.Connection:
-    connection = await aiosqlite.connect(uri, uri=True, isolation_level=None)
-    connection.row_factory = aiosqlite.Row
-    for pragma in _BASE_PRAGMAS:
-        await connection.execute(pragma)
-    if synchronous is None:
-        await connection.execute("PRAGMA query_only = ON")
-    else:
-        await connection.execute("PRAGMA journal_mode = WAL")
-        await connection.execute(f"PRAGMA synchronous = {synchronous}")
-    return connection
-
-
-async def migrate(
-    connection: aiosqlite.Connection, path: Path, folder: Path, now: Callable[[], float]
-) -> None:
-    """Bring the file to the newest schema: numbered files, one transaction each, hashes recorded, a backup
-    before the first."""
-    version = await _pragma(connection, "user_version")
-    owner = await _pragma(connection, "application_id")
-    if owner not in (0, APPLICATION_ID) or (version and owner == 0):
-        raise OperatorError(
-            f"{path} is not a database of hyperhive", hint="move it away, or set another state directory"
-        )
-    steps = sorted(folder.glob("[0-9][0-9][0-9][0-9]_*.sql"))
-    newest = int(steps[-1].name[:4])
-    if version > newest:
-        raise OperatorError(
-            f"{path} has schema {version}, this program knows {newest}",
-            code="conflict",
-            hint="start the newer hyperhive, or restore the backup that was made before the upgrade",
-        )
-    if version == newest:
-        return
-    if version:
-        copy = path.with_name(f"{path.name}.before-{version + 1}-{int(now())}")
-        async with aiosqlite.connect(copy) as target:
-            await connection.backup(target)
-    for step in steps[version:]:
-        await _apply(connection, step, int(now() * 1_000_000))
-
-
-async def _apply(connection: aiosqlite.Connection, step: Path, at: int) -> None:
-    text = step.read_text()
-    await connection.execute("BEGIN IMMEDIATE")
+        connection = await aiosqlite.connect(uri, uri=True, isolation_level=None)
+    except sqlite3.OperationalError as error:
+        raise OperatorError(f"cannot open {path}: {error}", hint="look at its owner and mode") from error
     try:
-        for statement in _statements(text):
-            await connection.execute(statement)
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS migrations (number INTEGER PRIMARY KEY, name TEXT NOT NULL, "
-            "sha256 TEXT NOT NULL, applied_at INTEGER NOT NULL) STRICT"
-        )
-        await connection.execute(
-            "INSERT INTO migrations VALUES (?, ?, ?, ?)",
-            (int(step.name[:4]), step.name, hashlib.sha256(text.encode()).hexdigest(), at),
-        )
-        await connection.execute(f"PRAGMA user_version = {int(step.name[:4])}")
-        await connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        await connection.commit()
+        connection.row_factory = aiosqlite.Row
+        for pragma in _BASE_PRAGMAS:
+            await connection.execute(pragma)
     except BaseException:
-        await connection.rollback()
+        await connection.close()
         raise
-
-
-def _statements(text: str) -> list[str]:
-    """The statements of a script; `executescript` would commit the open transaction."""
-    found, current = [], ""
-    for line in text.splitlines(keepends=True):
-        current += line
-        if sqlite3.complete_statement(current):
-            found.append(current.strip())
-            current = ""
-    return found
-
-
-async def _pragma(connection: aiosqlite.Connection, name: str) -> int:
-    async with connection.execute(f"PRAGMA {name}") as cursor:
-        row = await cursor.fetchone()
-    return int(row[0]) if row else 0
+    return connection
 
 
 class Store:

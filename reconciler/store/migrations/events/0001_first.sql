@@ -6,9 +6,11 @@ CREATE TABLE events (
   agent     TEXT,
   kind      TEXT NOT NULL,
   data      TEXT NOT NULL,
-  outbox_id INTEGER UNIQUE                    -- the row of state.db's outbox it was copied from
+  outbox_id INTEGER,                          -- the row of state.db's outbox it was copied from
+  UNIQUE (outbox_id, ts)                      -- with ts: a restored state.db counts its outbox again
 ) STRICT;
 CREATE INDEX events_by_agent ON events (agent, id);
+CREATE INDEX events_of_state ON events (agent, id) WHERE kind = 'agent.state';
 
 CREATE TABLE transcript (
   id      INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -21,6 +23,7 @@ CREATE TABLE transcript (
   UNIQUE (turn_id, seq)
 ) STRICT;
 CREATE INDEX transcript_by_agent ON transcript (agent, id);
+CREATE INDEX transcript_of_context ON transcript (agent, id) WHERE kind = 'context';
 
 CREATE TABLE build_log (
   id          INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -92,12 +92,14 @@ CREATE TABLE messages (
   turn_id     INTEGER,                        -- the sender's turn
   dedupe_key  TEXT,
   state       TEXT NOT NULL CHECK (state IN ('queued', 'leased', 'acked', 'read')),
-  redelivered INTEGER NOT NULL DEFAULT 0,
-  lease_id    INTEGER REFERENCES leases (id),
+  redelivered INTEGER NOT NULL DEFAULT 0,     -- it came back from a lease at least once
+  failures    INTEGER NOT NULL DEFAULT 0,     -- turns over it that failed by themselves
+  lease_id    INTEGER REFERENCES leases (id), -- the lease that holds or consumed it
   sent_at     INTEGER NOT NULL,
   UNIQUE (sender, recipient, dedupe_key)
 ) STRICT;
 CREATE INDEX messages_queue ON messages (recipient, state, id);
+CREATE INDEX messages_by_lease ON messages (lease_id) WHERE lease_id IS NOT NULL;
 
 CREATE TABLE leases (
   id         INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -109,18 +111,20 @@ CREATE TABLE leases (
   ended_at   INTEGER
 ) STRICT;
 CREATE INDEX leases_open ON leases (agent, state);
+CREATE INDEX leases_by_turn ON leases (turn_id) WHERE turn_id IS NOT NULL;
 
 CREATE TABLE turns (                          -- open and recent turns; history is copied to events.db
   id         INTEGER PRIMARY KEY AUTOINCREMENT,
   agent      TEXT NOT NULL,
   boot       TEXT NOT NULL,
   start_key  TEXT NOT NULL,
+  lease_id   INTEGER,                         -- the one it began with
+  session_id TEXT NOT NULL,
   model      TEXT NOT NULL,
   generation INTEGER,
   state      TEXT NOT NULL CHECK (state IN ('open', 'ended')),
   outcome    TEXT,
   error      TEXT NOT NULL DEFAULT '',
-  acked_seq  INTEGER NOT NULL DEFAULT 0,
   begun_at   INTEGER NOT NULL,
   ended_at   INTEGER,
   UNIQUE (agent, start_key)
@@ -134,6 +138,7 @@ CREATE TABLE directives (
   data       TEXT NOT NULL DEFAULT '{}',
   created_at INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX directives_by_agent ON directives (agent, id);
 
 CREATE TABLE questions (
   id          INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -197,5 +202,6 @@ CREATE TABLE outbox (                         -- effects that must follow a comm
   id         INTEGER PRIMARY KEY AUTOINCREMENT,
   kind       TEXT NOT NULL,                   -- 'event': copy to events.db; 'tag': project a git tag; 'meta': deploy log
   data       TEXT NOT NULL,
-  created_at INTEGER NOT NULL
+  created_at INTEGER NOT NULL,
+  error      TEXT NOT NULL DEFAULT ''         -- why it was given up until the next start
 ) STRICT;
