@@ -1,0 +1,95 @@
+"""Processes told apart for ever: pid and start time. Standard library only, as the shim imports it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from pathlib import Path
+from typing import NamedTuple
+
+
+class ProcessRef(NamedTuple):
+    """A process: `start` is field 22 of /proc/PID/stat (clock ticks since boot), so that a reused pid is
+    seen."""
+
+    pid: int
+    start: int
+
+    def is_alive(self) -> bool:
+        """Whether it runs; a zombie does not (its parent may be slow to reap)."""
+        state, start = _stat(self.pid)
+        return start == self.start and state not in {"Z", "X"}
+
+    def open(self) -> int | None:
+        """A pidfd of exactly this process, or None if it is gone. First the descriptor, then the check."""
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except (ProcessLookupError, OSError):
+            return None
+        if self.is_alive():
+            return pidfd
+        os.close(pidfd)
+        return None
+
+    def send(self, number: signal.Signals) -> bool:
+        """Signal exactly this process; False if it is gone."""
+        pidfd = self.open()
+        if pidfd is None:
+            return False
+        try:
+            signal.pidfd_send_signal(pidfd, number)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(pidfd)
+        return True
+
+    def wait(self, timeout_s: float) -> bool:
+        """Block until it has ended; False if it still runs after `timeout_s` seconds."""
+        pidfd = self.open()
+        if pidfd is None:
+            return True
+        try:
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            return bool(poller.poll(timeout_s * 1000))
+        finally:
+            os.close(pidfd)
+
+    def catches(self, number: signal.Signals) -> bool:
+        """Whether it has a handler for the signal; True if that cannot be read."""
+        try:
+            for line in Path(f"/proc/{self.pid}/status").read_text("ascii", "replace").splitlines():
+                if line.startswith("SigCgt:"):
+                    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+        except (OSError, ValueError):
+            pass
+        return True
+
+
+def ref(pid: int) -> ProcessRef:
+    """The reference of a process that runs now (start 0 if it is gone already)."""
+    return ProcessRef(pid, _stat(pid)[1])
+
+
+def world_id() -> str:
+    """What pids are relative to: the boot and the pid namespace. References of another world are dead."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+
+
+def children(pid: int) -> list[int]:
+    """Children of a process, as far as the kernel tells."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
+    except (OSError, ValueError):
+        return []
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        return fields[0], int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return "X", 0

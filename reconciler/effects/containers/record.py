@@ -1,0 +1,147 @@
+"""What is written down about one start of a container: the only way back to it after the daemon's death.
+
+`$HIVE_STATE/containers/NAME/` (root, 0700) holds `start.json` (the driver's order to the shim),
+`record.json` (written by the shim, atomically), `lock` (held by the shim while it lives), `console.log` and
+its predecessor, `shim.log`. Standard library only, as the shim imports it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from reconciler.effects.containers.proc import ProcessRef
+
+START = "start.json"
+RECORD = "record.json"
+LOCK = "lock"
+CONSOLE = "console.log"
+CONSOLE_OLD = "console.log.1"
+SHIM_LOG = "shim.log"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the shim is told to start; see `ContainerCommand` for the command's fields."""
+
+    name: str
+    invocation: str
+    toplevel: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    hardened: tuple[str, ...]
+    memory_bytes: int
+    cpu_percent: int
+    tasks: int
+    start_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One start. `phase` is starting, running or exited; `world` says what the pids are relative to.
+
+    `exit_code` and `signal` are nspawn's; `why` is a sentence when it ended before its leader was known.
+    """
+
+    name: str
+    invocation: str
+    toplevel: str
+    world: str
+    started_at: float
+    phase: str = "starting"
+    shim: ProcessRef | None = None
+    nspawn: ProcessRef | None = None
+    leader: ProcessRef | None = None
+    cgroups: tuple[str, ...] = ()
+    limits_enforced: tuple[str, ...] = ()
+    exit_code: int | None = None
+    signal: int | None = None
+    oom: bool = False
+    ended_at: float | None = None
+    why: str = ""
+
+
+def read_record(directory: Path) -> Record | None:
+    """The record of a container; None if there is none or it is damaged (then its start is told by
+    nobody)."""
+    data = _read(directory / RECORD)
+    if data is None:
+        return None
+    try:
+        for key in ("shim", "nspawn", "leader"):
+            data[key] = None if data[key] is None else ProcessRef(*data[key])
+        data["cgroups"], data["limits_enforced"] = tuple(data["cgroups"]), tuple(data["limits_enforced"])
+        return Record(**{field.name: data[field.name] for field in fields(Record)})
+    except (KeyError, TypeError):
+        return None
+
+
+def write_record(directory: Path, record: Record) -> None:
+    """Replace the record; after a power cut it is the old or the new one."""
+    _write(directory / RECORD, asdict(record))
+
+
+def read_order(directory: Path) -> Order:
+    """The driver's order; raises `ValueError` if it is damaged."""
+    data = _read(directory / START)
+    if data is None:
+        raise ValueError(f"{directory / START} is missing or no JSON object")
+    try:
+        data["argv"], data["hardened"] = tuple(data["argv"]), tuple(data["hardened"])
+        return Order(**data)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{directory / START} is damaged: {error}") from error
+
+
+def write_order(directory: Path, order: Order) -> None:
+    """Write the driver's order atomically."""
+    _write(directory / START, asdict(order))
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[bool]:
+    """Hold the container's lock; False if somebody else (a shim that lives) holds it, or the directory
+    went."""
+    path = directory / LOCK
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            same = os.fstat(lock).st_ino == path.stat().st_ino
+        except FileNotFoundError:
+            same = False
+        yield same
+    finally:
+        os.close(lock)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(data, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,139 @@
+"""Agents' directories on the host, each with its owner, and the unpacking of staged state.
+
+state_dir/agents/NAME/            root 0700: nobody else passes, whatever the agent does below
+    state home config [agents]    BASE+1000 (uid 1000 inside), the agent's own and hostile
+    .unpacked                     digest of the staged state that was unpacked
+run_dir/agents/NAME/              BASE 0700: the sockets, bound read-only into the container
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import sys
+from pathlib import Path
+
+from reconciler.config import Config
+from reconciler.effects import process, statetar, unpack
+from reconciler.errors import InvalidError, PermanentError
+from reconciler.model.names import AgentName
+
+AGENT_UID = 1000  # inside; on the host BASE + 1000
+
+_UNPACK_S = 60.0
+_REMOVE_S = 600.0
+_MARKER = ".unpacked"
+_LIMITS = process.Rlimits(
+    cpu_s=30, address_space=512 * process.MIB, file_size=statetar.MAX_FILE_BYTES, nofile=64
+)
+
+
+class RealHostFiles:
+    """`HostFiles` on this machine; needs root."""
+
+    def __init__(self, config: Config) -> None:
+        self._agents = Path(config.state_dir) / "agents"
+        self._sockets = Path(config.run_dir) / "agents"
+
+    async def ensure_agent(self, name: AgentName, uid_base: int, *, manager: bool) -> bool:
+        """Make what is missing; `PermanentError` if a directory belongs to another range."""
+        wanted = self._wanted(name, uid_base, manager)
+        return any(await asyncio.to_thread(lambda: [_make(*entry) for entry in wanted]))
+
+    async def agent_is_ready(self, name: AgentName, uid_base: int, *, manager: bool) -> bool:
+        """Whether every directory is there with its owner."""
+        return all(_is_there(path, owner) for path, owner, _ in self._wanted(name, uid_base, manager))
+
+    async def freeze_state(self, tar: Path) -> tuple[str, list[str]]:
+        """Digest and file names of a tar that may be unpacked, else `InvalidError`."""
+        return await asyncio.to_thread(statetar.examine, tar)
+
+    async def unpack_state(self, name: AgentName, uid_base: int, tar: Path, digest: str) -> None:
+        """Unpack as BASE+1000, once per digest; killed in the middle, it is done again from the start."""
+        marker = self._agents / name / _MARKER
+        if marker.exists() and marker.read_text() == digest:
+            return
+        found, _ = await self.freeze_state(tar)
+        if found != digest:
+            raise InvalidError(f"the staged state of {name} is not the one that was frozen")
+        target = self._agents / name / "state"
+        if not target.is_dir():
+            raise PermanentError(f"the directories of {name} do not exist")
+        # The directory is entered as root, since its parent is closed to the agent's uid; then the uid is
+        # dropped.
+        interpreter = str(Path(sys.executable).resolve())
+        source = Path(unpack.__file__).read_text()
+        owner = uid_base + AGENT_UID
+        await process.run(
+            [interpreter, "-I", "-S", "-c", source],
+            timeout_s=_UNPACK_S,
+            cwd=target,
+            stdin=tar,
+            user=(owner, owner),
+            rlimits=_LIMITS,
+        )
+        await asyncio.to_thread(_write_marker, marker, digest)
+
+    async def remove_agent(self, name: AgentName) -> None:
+        """Remove both trees. rm(1) follows no link and does not mind how deep a hostile tree is."""
+        for path in (self._agents / name, self._sockets / name):
+            if path.exists():
+                await process.run(["rm", "-rf", "--one-file-system", "--", path], timeout_s=_REMOVE_S)
+
+    def _wanted(self, name: AgentName, uid_base: int, manager: bool) -> list[tuple[Path, int, int]]:
+        """Every directory, parents first, with its owner and mode."""
+        owner = uid_base + AGENT_UID
+        modes = {"state": 0o755, "home": 0o700, "config": 0o755} | ({"agents": 0o755} if manager else {})
+        return [
+            (self._agents, 0, 0o700),
+            (self._agents / name, 0, 0o700),
+            (self._sockets, 0, 0o711),
+            (self._sockets / name, uid_base, 0o700),
+            *((self._agents / name / part, owner, mode) for part, mode in modes.items()),
+        ]
+
+
+def _make(path: Path, owner: int, mode: int) -> bool:
+    """Make a directory of that owner; True if anything changed. Its mode is set when it is made, and
+    left alone later where the agent owns it."""
+    made = False
+    try:
+        path.mkdir(mode=mode, parents=owner == 0)
+        made = True
+    except FileExistsError:
+        pass
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid not in {0, owner}:
+            raise PermanentError(
+                f"{path} belongs to uid {found.st_uid}, not to {owner}",
+                hint="purge what is left of the old agent",
+            )
+        if found.st_uid != owner or found.st_gid != owner:  # just made, or killed between the two steps
+            os.fchown(descriptor, owner, owner)
+            made = True
+        if made or (owner == 0 and stat.S_IMODE(found.st_mode) != mode):
+            os.fchmod(descriptor, mode)
+            made = True
+    finally:
+        os.close(descriptor)
+    return made
+
+
+def _is_there(path: Path, owner: int) -> bool:
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISDIR(found.st_mode) and (found.st_uid, found.st_gid) == (owner, owner)
+
+
+def _write_marker(marker: Path, digest: str) -> None:
+    temporary = marker.with_name(f"{_MARKER}.new")
+    with temporary.open("w") as file:
+        file.write(digest)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(marker)

@@ -1,0 +1,81 @@
+"""Nix in memory, with the contract of the real effect (`tests/contract/test_nix.py`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from reconciler.effects.protocols import Evaluation, LogSink
+from reconciler.effects.validation import evaluation, refused
+from reconciler.errors import CommandError, CommandRecord, InvalidError, Refusal
+from reconciler.model.names import AgentName
+from tests.fakes.faults import Faults
+from tests.fakes.nixlang import NixError, parse
+
+
+class FakeNix:
+    """Evaluates the plain-value subset of Nix; store paths are made of the spec's digest.
+
+    `broken`: names whose build fails. `profiles[name]`: number → store path. `builds`: names, in order.
+    """
+
+    def __init__(self, faults: Faults | None = None) -> None:
+        self.faults = faults or Faults()
+        self.broken: set[AgentName] = set()
+        self.profiles: dict[AgentName, dict[int, str]] = {}
+        self.builds: list[AgentName] = []
+        self.store: set[str] = set()
+
+    async def evaluate(self, tree: Path) -> Evaluation:
+        async with self.faults.call("nix.evaluate", changes=False):
+            try:
+                value = parse((tree / "agent.nix").read_text())
+            except FileNotFoundError as error:
+                raise InvalidError("the commit has no agent.nix") from error
+            except NixError as error:
+                raise InvalidError(f"agent.nix does not evaluate: error: {error}") from error
+            if not isinstance(value, dict):
+                raise refused((Refusal("agent.nix", "is no set", "a set, or a function to one"),))
+            others = sorted(value.keys() - {"hyperhive"})
+            if others:
+                raise refused(
+                    tuple(Refusal(name, "needs the NixOS platform", "hyperhive.*") for name in others)
+                )
+            return evaluation(value.get("hyperhive", {}))
+
+    async def build(self, name: AgentName, tree: Path, spec_json: Mapping[str, Any], log: LogSink) -> str:
+        async with self.faults.call("nix.build", name):
+            await log(f"building the root of {name}")
+            if name in self.broken:
+                record = CommandRecord(
+                    ("nix-build",),
+                    1,
+                    0.1,
+                    stderr_tail="error: builder for 'hive-root.drv' failed with exit code 1",
+                )
+                raise CommandError(record)
+            text = json.dumps([name, spec_json], sort_keys=True)
+            path = f"/nix/store/{hashlib.sha256(text.encode()).hexdigest()[:32]}-hive-{name}"
+            self.builds.append(name)
+            self.store.add(path)
+            return path
+
+    async def set_generation(self, name: AgentName, number: int, store_path: str) -> None:
+        async with self.faults.call("nix.set_generation", f"{name} {number}"):
+            if store_path not in self.store:
+                record = CommandRecord(
+                    ("nix-store",), 1, 0.1, stderr_tail=f"error: path '{store_path}' is not valid"
+                )
+                raise CommandError(record)
+            self.profiles.setdefault(name, {})[number] = store_path
+
+    async def generations(self, name: AgentName) -> dict[int, str]:
+        async with self.faults.call("nix.generations", name, changes=False):
+            return dict(self.profiles.get(name, {}))
+
+    async def drop_generations(self, name: AgentName) -> None:
+        async with self.faults.call("nix.drop_generations", name):
+            self.profiles.pop(name, None)
