@@ -10,8 +10,8 @@ IN_VENV := PYTHONPATH=$(CURDIR) .venv/bin/python -m
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: ## a whole hive on this machine, in a world of its own (HIVE_PORT, DEMO_DIR, ANTHROPIC_API_KEY)
-	@$(PYTHON) -m reconciler.demo
+demo: ## a whole hive on this machine (HIVE_PORT, DEMO_DIR, ANTHROPIC_API_KEY or TOKEN_FILE)
+	@$(PYTHON) -m reconciler.demo $(if $(TOKEN_FILE),--token-file '$(TOKEN_FILE)')
 
 demo-reset: ## wipes the demo's state
 	@$(PYTHON) -m reconciler.demo --reset
@@ -22,13 +22,13 @@ deps: ## installs what the demo needs
 deps-dev: ## installs what tests, linters and screenshots need as well
 	@$(PYTHON) -m reconciler.demo.install --dev
 
-test: deps-dev lint ## linters and all tests that this machine can run; says what was left out
-	@$(IN_VENV) pytest
+test: deps-dev ## linters and all tests; ends with what ran and what was left out, by name
+	@$(PYTHON) checks/test.py
 
-test-full: deps-dev lint ## the same with long property runs and every browser size
-	@HYPOTHESIS_PROFILE=full $(IN_VENV) pytest --run-slow
+test-full: deps-dev ## the same with long property runs
+	@HYPOTHESIS_PROFILE=full $(PYTHON) checks/test.py
 
-lint: deps-dev ## ruff, mypy, import-linter, shellcheck
+lint: deps-dev ## ruff, mypy, import-linter, shellcheck, the web's linters
 	@$(PYTHON) checks/lint.py
 
 format: deps-dev ## formats the Python code
@@ -41,5 +41,5 @@ bench: deps-dev ## prints the figures of bench/
 screenshots: deps-dev ## makes docs/screenshots with a demo hive and Chromium
 	@$(IN_VENV) bench.screenshots
 
-lock: ## resolves requirements/*.in anew into hash-pinned locks for Python 3.11 to 3.13
-	@$(PYTHON) requirements/lock.py
+lock: ## resolves requirements/*.in anew into hash-pinned locks for Python 3.11 and newer
+	@$(PYTHON) requirements/lock.py $(LOCK_ARGS)

@@ -32,6 +32,7 @@ _PIP_INSTALL = (
     *("-m", "pip", "install", "--no-input", "--disable-pip-version-check"),
     *("--no-deps", "--only-binary", ":all:", "--require-hashes", "-r"),
 )
+_NPM_CI = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
 _APT_DEADLINE_S = 900.0
 _PIP_DEADLINE_S = 900.0
 _NPM_DEADLINE_S = 300.0
@@ -123,7 +124,7 @@ def is_complete(environment: Environment) -> bool:
     """Whether the environment was made, to the end, from the lock file as it is now."""
     folder = CLONE / environment.folder
     names = (environment.name, *environment.within)
-    return any(_read(folder / f".stamp-{name}") == _digest(_lock_of(name)) for name in names)
+    return any(_read(folder / f".stamp-{name}") == _lock_digest(name) for name in names)
 
 
 def has_assets() -> bool:
@@ -139,6 +140,8 @@ def install(*, dev: bool = False) -> None:
         for environment in (DEV if dev else HOST, HARNESS):
             _install_environment(environment)
         _install_assets()
+        if dev:
+            _install_web_linters()
 
 
 @contextmanager
@@ -192,7 +195,7 @@ def _install_environment(environment: Environment) -> None:
         terminal.run(at, pip, env=env, cwd=str(CLONE), deadline_s=_PIP_DEADLINE_S)
         if environment is HARNESS:
             _close_cli(folder)
-        _write(folder / f".stamp-{environment.name}", _digest(_lock_of(environment.name)))
+        _write(folder / f".stamp-{environment.name}", _lock_digest(environment.name))
         at.result = f"installed into {environment.folder}"
 
 
@@ -202,7 +205,7 @@ def _fits(folder: Path) -> bool:
     if python is None or _read(folder / ".base") != _interpreter(python):
         return False
     stamps = list(folder.glob(".stamp-*"))
-    return bool(stamps) and all(_read(s) == _digest(_lock_of(s.name.removeprefix(".stamp-"))) for s in stamps)
+    return bool(stamps) and all(_read(s) == _lock_digest(s.name.removeprefix(".stamp-")) for s in stamps)
 
 
 def _forget_stamps(folder: Path) -> None:
@@ -225,8 +228,7 @@ def _install_assets() -> None:
         if has_assets():
             at.result = "present"
             return
-        npm = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-        terminal.run(at, npm, env=os.environ, cwd=str(CLONE), deadline_s=_NPM_DEADLINE_S)
+        terminal.run(at, _NPM_CI, env=os.environ, cwd=str(CLONE), deadline_s=_NPM_DEADLINE_S)
         shutil.rmtree(_ASSETS, ignore_errors=True)
         count = 0
         for name, package in json.loads(_ASSETS_LIST.read_text())["packages"].items():
@@ -236,6 +238,18 @@ def _install_assets() -> None:
                 count += 1
         _write(_ASSETS / ".stamp", _assets_digest())
         at.result = f"{count} files copied to ui/static/vendor"
+
+
+def _install_web_linters() -> None:
+    stamp = CLONE / "checks/node_modules/.stamp"
+    wanted = _digest(CLONE / "checks/package-lock.json")
+    with terminal.step("web linters") as at:
+        if _read(stamp) == wanted:
+            at.result = "present"
+            return
+        terminal.run(at, _NPM_CI, env=os.environ, cwd=str(CLONE / "checks"), deadline_s=_NPM_DEADLINE_S)
+        _write(stamp, wanted)
+        at.result = "installed into checks/node_modules"
 
 
 def _copy_verified(source: Path, target: Path, sha256: str) -> None:
@@ -252,8 +266,10 @@ def _assets_digest() -> str:
     return _digest(_ASSETS_LIST) + _digest(CLONE / "package-lock.json")
 
 
-def _lock_of(stamp: str) -> Path:
-    return CLONE / "requirements" / f"{stamp}.txt"
+def _lock_digest(name: str) -> str:
+    """Of the pins themselves: a comment that changed installs nothing anew."""
+    lines = (CLONE / "requirements" / f"{name}.txt").read_text().splitlines()
+    return hashlib.sha256("\n".join(x for x in lines if not x.lstrip().startswith("#")).encode()).hexdigest()
 
 
 def _interpreter(python: str) -> str:

@@ -84,8 +84,8 @@ def step(label: str) -> Iterator[Step]:
         running.tick()
     try:
         yield running
-    except BaseException:
-        running.end(paint("failed", "31"))
+    except BaseException as error:
+        running.end(paint("failed", "31") if isinstance(error, Exception) else "interrupted")
         raise
     running.end(running.result)
 
