@@ -1,15 +1,15 @@
 """A typed client of the control API over a unix socket: one method per route of `reconciler.control.models`.
 
-Used by the command line (`control.sock`) and the web server (`ui.sock`, where every call carries the browser's
-session). It decides nothing and retries nothing: a failed call raises one of `reconciler.errors` with the code, message
-and hint that hived gave, and callers show exactly that.
+Used by the command line (`control.sock`) and the web server (`ui.sock`, where every call carries the
+browser's session). It decides nothing and retries nothing: a failed call raises one of `reconciler.errors`
+with the code, message and hint that hived gave, and callers show exactly that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Self, TypeVar
 from urllib.parse import quote
@@ -33,9 +33,9 @@ _Query = dict[str, str | int | None]
 class ControlClient:
     """One hived. `as_session` gives a view of it that acts for a browser's session over the same connections.
 
-    Every call ends within `deadline_s` seconds. Errors: `OperatorError` (4xx; `code` says which), `TemporaryError`
-    code `unavailable` (no hived behind the socket, or it says so) or `timeout`, `PermanentError` (5xx, or an answer
-    that is none). Close it once, by the owner.
+    Every call ends within `deadline_s` seconds. Errors: `OperatorError` (4xx; `code` says which),
+    `TemporaryError` code `unavailable` (no hived behind the socket, or it says so) or `timeout`,
+    `PermanentError` (5xx, or an answer that is none). Close it once, by the owner.
     """
 
     def __init__(self, socket: Path | str, *, session: str | None = None, deadline_s: float = 15.0) -> None:
@@ -193,12 +193,12 @@ class ControlClient:
     # -------------------------------------------------------------------------------------------- streaming
     async def stream(
         self, after: int | None = None, *, on_open: Callable[[], None] | None = None,
-    ) -> AsyncIterator[api.Event]:
+    ) -> AsyncGenerator[api.Event, None]:
         """Events after the id `after` (replayed), then live ones; without `after` only live ones.
 
-        Ends when hived ends it (an event of kind `resync` before the end means: read everything anew). `on_open` is
-        called once hived has accepted. Errors as for calls; `TemporaryError` also when nothing, not even a ping, came
-        for `STREAM_SILENCE_S`. Close the iterator (`aclosing`) to end it early.
+        Ends when hived ends it (an event of kind `resync` before the end means: read everything anew).
+        `on_open` is called once hived has accepted. Errors as for calls; `TemporaryError` also when nothing,
+        not even a ping, came for `STREAM_SILENCE_S`. Close the iterator (`aclosing`) to end it early.
         """
         headers = self._headers() | {"Accept": "text/event-stream"}
         if after is not None:
@@ -254,8 +254,8 @@ class ControlClient:
 
     def _connections(self) -> aiohttp.ClientSession:
         if not self._http:
-            # A fresh connection for each call (50 µs on a unix socket): a pooled one that hived's restart has cut
-            # would fail a POST in a way that leaves open whether it took effect.
+            # A fresh connection for each call (50 µs on a unix socket): a pooled one that hived's restart has
+            # cut would fail a POST in a way that leaves open whether it took effect.
             connector = aiohttp.UnixConnector(self.socket, force_close=True, limit=0)
             self._http.append(aiohttp.ClientSession(
                 connector=connector, timeout=aiohttp.ClientTimeout(total=None),

@@ -1,7 +1,8 @@
-"""Server-sent events as bytes ↔ frames: a bounded incremental parser for the client, one encoder for both servers.
+"""Server-sent events as bytes ↔ frames: a bounded incremental parser for the client, one encoder for both
+servers.
 
-Pure: no sockets here, so that hostile cuts of the byte stream can be tested. Follows the WHATWG algorithm for what
-hived sends (id, event, data, comments); `retry` fields are read over.
+Pure: no sockets here, so that hostile cuts of the byte stream can be tested. Follows the WHATWG algorithm for
+what hived sends (id, event, data, comments); `retry` fields are read over.
 """
 
 from __future__ import annotations
