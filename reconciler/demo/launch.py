@@ -16,7 +16,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from reconciler.demo import services
+from reconciler.demo import cgroups, services
 from reconciler.demo.install import CLONE
 from reconciler.demo.place import Place, start_time
 from reconciler.demo.world import Plan
@@ -100,6 +100,7 @@ class World:
             timeout=_STOP_S
         )  # unshare ends after its child, and that after all of the namespace
         self._reader.join(timeout=_STOP_S)
+        cgroups.remove(self.pid)
         self.place.record.unlink(missing_ok=True)
 
 
@@ -107,6 +108,7 @@ def start(plan: Plan, lock: int) -> World:
     """Builds the world and starts its supervisor. `lock` (see `Place.lock`) stays held until the world is
     gone."""
     place = Place.of(plan.folder)
+    cgroups.remove_stale()
     process = subprocess.Popen(
         [
             *("setpriv", "--pdeathsig=KILL", "--"),

@@ -26,7 +26,8 @@ from reconciler.errors import OperatorError
 _MARKER = ".hyperhive-demo"
 _MARKER_TEXT = "The state of a hyperhive demo. `make demo-reset` wipes this folder.\n"
 # The world needs no history, no tests, no caches; hidden folders are tools' own.
-_LEFT_OUT = frozenset({"bench", "node_modules", "test-results", "tests"})
+_LEFT_OUT = frozenset({"bench", "checks", "docs", "requirements", "test-results", "tests"})
+_NOWHERE = frozenset({"__pycache__", "node_modules"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,7 @@ def _tree(clone: Path, left_out: Path) -> Iterator[Path]:
             name
             for name in folders
             if not name.startswith(".")
-            and name != "__pycache__"
+            and name not in _NOWHERE
             and not (top and name in _LEFT_OUT)
             and here / name != left_out
         ]

@@ -48,9 +48,13 @@ class _Running:
 
 @dataclass(slots=True)
 class Supervisor:
-    """The services in the order of their start, and what has become of them."""
+    """The services in the order of their start, and what has become of them.
+
+    `host_pid` is the number that the host knows this process by.
+    """
 
     services: tuple[Service, ...]
+    host_pid: int
     _members: list[_Running] = field(default_factory=list)
     _stopping: bool = False
 
@@ -62,6 +66,8 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        # Not before the handlers: a signal without one is nothing to PID 1.
+        _tell("world", "", pid=self.host_pid)
         housekeeping_at = time.monotonic()
         with selectors.DefaultSelector() as selector:
             selector.register(wake_read, selectors.EVENT_READ)
@@ -219,7 +225,7 @@ def read_services(path: Path) -> tuple[Service, ...]:
 def main() -> int:
     """Runs until told to stop."""
     _LOGS.mkdir(mode=0o755, exist_ok=True)
-    Supervisor(read_services(SERVICES_FILE)).run()
+    Supervisor(read_services(SERVICES_FILE), host_pid=int(sys.argv[1])).run()
     return 0
 
 

@@ -16,6 +16,7 @@ MS_REC = 16384
 MS_PRIVATE = 1 << 18
 
 _MNT_DETACH = 2
+_CLONE_NEWCGROUP = 0x02000000
 _AT_FDCWD = -100
 _AT_RECURSIVE = 0x8000
 _SYS_MOUNT_SETATTR = 442  # the same number on every architecture (Linux 5.12)
@@ -66,6 +67,11 @@ def bind_tree(source: Path, target: Path, *, read_only: bool = False) -> None:
             ctypes.c_size_t(ctypes.sizeof(attributes)),
         )
         _check(result, target)
+
+
+def unshare_cgroups() -> None:
+    """Gives this process a cgroup namespace, whose root is the groups that it is in now."""
+    _check(_libc.unshare(_CLONE_NEWCGROUP), Path("/proc/self/ns/cgroup"))
 
 
 def detach(target: Path) -> None:

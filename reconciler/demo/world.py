@@ -19,7 +19,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconciler.demo import services, syscalls
+from reconciler.demo import cgroups, services, syscalls
+from reconciler.demo.cgroups import Hierarchy
 from reconciler.demo.place import Place
 from reconciler.demo.services import Credential, User
 from reconciler.demo.supervisor import SERVICES_FILE, write_services
@@ -70,7 +71,7 @@ class Plan:
         return cls(**data)
 
 
-def build(plan: Plan) -> None:
+def build(plan: Plan, groups: tuple[Hierarchy, ...]) -> None:
     """The whole root, at the mount point of the demo's folder."""
     place = Place.of(plan.folder)
     root = place.mount_point
@@ -78,7 +79,7 @@ def build(plan: Plan) -> None:
     # Nothing mounted here may be seen outside, nor the other way round.
     syscalls.mount("none", Path("/"), flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
     syscalls.mount("world", root, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "size=64m,mode=0755")
-    _system(root)
+    _system(root, groups)
     _devices(root / "dev")
     _scratch(root)
     _etc(root / "etc", plan)
@@ -96,7 +97,7 @@ def enter(root: Path) -> None:
     Path("/old").rmdir()
 
 
-def _system(root: Path) -> None:
+def _system(root: Path, groups: tuple[Hierarchy, ...]) -> None:
     """Programs and kernel file systems, as on the host."""
     (root / "usr").mkdir()
     syscalls.bind_tree(Path("/usr"), root / "usr", read_only=True)
@@ -111,7 +112,8 @@ def _system(root: Path) -> None:
     harmless = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
     syscalls.mount("proc", root / "proc", "proc", harmless)
     (root / "sys").mkdir()
-    syscalls.bind_tree(Path("/sys"), root / "sys")  # with the cgroup hierarchies, which limits need
+    syscalls.bind(Path("/sys"), root / "sys")
+    cgroups.show(groups, root / "sys")
 
 
 def _devices(dev: Path) -> None:
@@ -219,15 +221,14 @@ def main() -> None:
     # Still the host's /proc: the number that the host knows us by.
     pid = int(Path("/proc/self").readlink().name)
     plan = Plan.from_json(sys.stdin.read())
-    build(plan)
+    build(plan, cgroups.join(pid))
     enter(Place.of(plan.folder).mount_point)
     chosen = plan.services
     if chosen is None:
         chosen = services.services(plan.port, scripted=plan.credential is None, proxies=plan.proxies)
     write_services(SERVICES_FILE, chosen)
-    print(json.dumps({"event": "world", "service": "", "pid": pid}), flush=True)
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": services.SOURCE, "LANG": "C.UTF-8"}
-    argv = [services.PYTHON, "-P", "-m", "reconciler.demo.supervisor"]
+    argv = [services.PYTHON, "-P", "-m", "reconciler.demo.supervisor", str(pid)]
     os.execve(argv[0], argv, environment)  # noqa: S606 - no shell is what is wanted
 
 

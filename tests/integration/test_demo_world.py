@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.demo import launch, place, services
+from reconciler.demo import cgroups, launch, place, services
 from reconciler.demo.install import CLONE
 from reconciler.demo.launch import World
 from reconciler.demo.place import Place
@@ -36,6 +37,19 @@ derivation {
 """
 SECRET = "sk-ant-not-a-real-key"
 NIX_DAEMON = Service("nix-daemon", ("nix-daemon",), ENVIRONMENT | {"NIX_REMOTE": ""})
+PAYLOAD = (
+    "cat /proc/self/uid_map; setpriv --reuid=1000 --regid=1000 --clear-groups touch /state/made; "
+    "grep -c : /proc/net/dev; exit 7"
+)
+# Containers start below the supervisor, as hived's do; a process that entered from outside has the host's
+# groups.
+CONTAINER_LOOP = (
+    f"until [ -e {services.STATE}/container ]; do sleep 0.02; done; . {services.STATE}/container; "
+    "echo ended $?; exec sleep 1000"
+)
+CONTAINER = Service(
+    "container", ("sh", "-c", CONTAINER_LOOP), ENVIRONMENT | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+)
 SLEEPER = Service("sleeper", ("sleep", "1000"), ENVIRONMENT, 64101, 64101)
 
 
@@ -77,7 +91,7 @@ def begin(root: Path, *members: Service, credential: Credential | None = None) -
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """One world for all tests that only look at it."""
     root = tmp_path_factory.mktemp("demo")
-    started = begin(root, NIX_DAEMON, SLEEPER, credential=Credential(SECRET, "api-key"))
+    started = begin(root, NIX_DAEMON, SLEEPER, CONTAINER, credential=Credential(SECRET, "api-key"))
     socket = Path(started.path("/nix/var/nix/daemon-socket/socket"))
     assert eventually(socket.exists)
     yield started
@@ -167,10 +181,6 @@ def test_a_container_with_its_own_uid_range_runs_over_a_store_path(world: World)
     state = world.place.state / "agents" / "probe"
     state.mkdir(parents=True)
     os.chown(state, BASE + 1000, BASE + 1000)
-    payload = (
-        "cat /proc/self/uid_map; setpriv --reuid=1000 --regid=1000 --clear-groups touch /state/made; "
-        "grep -c : /proc/net/dev; exit 7"
-    )
     argv = [
         *(
             "systemd-nspawn",
@@ -189,15 +199,27 @@ def test_a_container_with_its_own_uid_range_runs_over_a_store_path(world: World)
         *("--private-network", "--no-new-privileges=yes", "--drop-capability=CAP_SYS_ADMIN,CAP_NET_ADMIN"),
         *("--system-call-filter=~@mount unshare setns", "--link-journal=no", "--resolv-conf=off"),
         *("--timezone=off", "--console=pipe", "--bind-ro=/usr", "--bind-ro=/etc/alternatives"),
-        *(f"--bind={services.STATE}/agents/probe:/state", "/bin/sh", "-c", payload),
+        *(f"--bind={services.STATE}/agents/probe:/state", "/bin/sh", "-c", PAYLOAD),
     ]
-    ran = world.try_run(["env", "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", *argv])
-    assert ran.returncode == 7, ran.stderr
-    uid_map, interfaces = ran.stdout.split("\n")[:2]
-    assert uid_map.split() == ["0", str(BASE), "65536"]
-    assert interfaces == "1"
+    (world.place.state / "container.new").write_text(shlex.join(argv))
+    (world.place.state / "container.new").rename(world.place.state / "container")
+    log = world.place.state / "log/container.log"
+    assert eventually(lambda: "ended " in log.read_text()), log.read_text()
+    uid_map, interfaces, end = log.read_text().splitlines()[-3:]
+    assert (uid_map.split(), end) == (["0", str(BASE), "65536"], "ended 7")
+    assert interfaces == "1", "loopback only"
     assert (state / "made").stat().st_uid == BASE + 1000
     inside(world, f"nix-store --verify-path {root}")
+
+
+def test_control_groups_of_the_world_are_its_own_and_it_sees_nothing_above_them(world: World) -> None:
+    made = f"/hyperhive-demo-{world.pid}"
+    for line in Path(f"/proc/{world.pid}/cgroup").read_text().splitlines():
+        assert made in line
+    mounts = Path(f"/proc/{world.pid}/mountinfo").read_text().splitlines()
+    shown = [line.split()[3] for line in mounts if " - cgroup" in line]
+    assert shown
+    assert all(root.endswith(made) for root in shown)
 
 
 def test_a_killed_service_is_started_again_as_its_own_user(world: World) -> None:
@@ -279,6 +301,7 @@ def test_nothing_is_left_when_the_world_is_stopped(tmp_path: Path) -> None:
     world.stop()
     assert ended(world, pids)
     assert mounts_below(tmp_path) == []
+    assert not list(Path("/sys/fs/cgroup").rglob(f"hyperhive-demo-{world.pid}"))
     assert not world.place.record.exists()
     assert not world.place.is_locked()
     assert list(world.place.mount_point.iterdir()) == []
@@ -303,3 +326,5 @@ def test_nothing_is_left_when_make_demo_itself_is_killed(tmp_path: Path) -> None
         starter.kill()
     assert eventually(lambda: not Path(f"/proc/{pid}").exists() and not where.is_locked())
     assert mounts_below(tmp_path) == []
+    cgroups.remove_stale()
+    assert not list(Path("/sys/fs/cgroup").rglob(f"hyperhive-demo-{pid}")), "the next demo tidies up"
