@@ -33,6 +33,7 @@ log = structlog.get_logger("passes")
 PROMPT_MAX_BYTES = 65536
 HEALTHY_AFTER_S = 60.0
 CRASH_LOG_LINES = 20
+BODY_MAX = 60_000
 
 
 class Sockets(Protocol):
@@ -46,10 +47,6 @@ class Sockets(Protocol):
 class Voice(Protocol):
     """What passes tell agents and the operator."""
 
-    async def notify(
-        self, agent: AgentName, body: str, *, kind: str = "event", urgent: bool = False, key: str
-    ) -> None: ...
-    async def direct(self, agent: AgentName, kind: str, **data: object) -> None: ...
     async def harness_gone(self, agent: AgentName) -> None: ...
 
 
@@ -207,24 +204,21 @@ class Applier:
                 *lines,
             ]
         )
-        # Told first, counted second: the key makes a second telling harmless, a count without a telling
-        # would be silence.
-        await self._voice.notify(
-            AgentName(receiver), body[:60_000], kind="event", urgent=True, key=f"crash-{status.invocation}"
-        )
         async with self._store.state.transaction() as tx:
             await deployments.record_crash(
-                tx, name, status.invocation, healthy=ran_s >= HEALTHY_AFTER_S, detail=detail
+                tx,
+                name,
+                status.invocation,
+                healthy=ran_s >= HEALTHY_AFTER_S,
+                detail=detail,
+                receiver=receiver,
+                body=body[:BODY_MAX],
             )
 
     async def _confirm(self, candidate: Candidate) -> None:
         async with self._store.state.transaction() as tx:
             await deployments.confirm(tx, candidate)
         await self._append_log(candidate.proposal, [f"deployed as generation {candidate.generation}"])
-        await self.tell(
-            candidate, "deployed", f"{candidate.agent} runs it as generation {candidate.generation}"
-        )
-        await self._voice.direct(candidate.agent, "repos")
 
     async def _roll_back(self, step: Step, facts: AgentFacts, status: ContainerStatus) -> None:
         candidate = _candidate(facts)
@@ -240,18 +234,6 @@ class Applier:
         await self._containers.clear(name)
         async with self._store.state.transaction() as tx:
             await deployments.fail(tx, candidate, "\n".join([text, *lines]))
-        await self.tell(candidate, "failed", "\n".join([text, "last lines of its console:", *lines]))
-
-    async def tell(self, candidate: Candidate, state: str, text: str) -> None:
-        """Tell the proposer how it went (the operator sees it on the page)."""
-        if candidate.requested_by == "operator" or candidate.requested_by.startswith(("operator:", "uid:")):
-            return
-        body = (
-            f"proposal {candidate.proposal} for {candidate.agent} ({candidate.commit[:12]}) {state}: {text}"
-        )
-        await self._voice.notify(
-            AgentName(candidate.requested_by), body[:60_000], key=f"proposal-{candidate.proposal}-{state}"
-        )
 
 
 def _candidate(facts: AgentFacts) -> Candidate:

@@ -21,7 +21,6 @@ from reconciler.store.deployments import Candidate
 log = structlog.get_logger("builds")
 
 AppendLog = Callable[[int, list[str]], Awaitable[None]]
-Tell = Callable[[Candidate, str, str], Awaitable[None]]
 
 
 class Builds:
@@ -36,7 +35,6 @@ class Builds:
         *,
         parallel: int,
         append_log: AppendLog,
-        tell: Tell,
         wake: Callable[[AgentName], None],
     ) -> None:
         self._store = store
@@ -45,23 +43,22 @@ class Builds:
         self._trees = trees
         self._slots = asyncio.Semaphore(parallel)
         self._append_log = append_log
-        self._tell = tell
         self._wake = wake
-        self._tasks: dict[AgentName, asyncio.Task[None]] = {}
+        self.tasks: dict[AgentName, asyncio.Task[None]] = {}
 
     def running(self, name: AgentName) -> bool:
         """Whether a build of this agent is under way in this process."""
-        return name in self._tasks
+        return name in self.tasks
 
     def start(self, candidate: Candidate) -> None:
         """Start the build unless one of this agent runs."""
-        if candidate.agent not in self._tasks:
+        if candidate.agent not in self.tasks:
             task = asyncio.create_task(self._build(candidate), name=f"build-{candidate.agent}")
-            self._tasks[candidate.agent] = task
+            self.tasks[candidate.agent] = task
 
     async def close(self) -> None:
         """Cancel all; the next hived builds again from the rows."""
-        tasks = list(self._tasks.values())
+        tasks = list(self.tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -78,7 +75,7 @@ class Builds:
             log.exception("build.bug", agent=candidate.agent, proposal=candidate.proposal)
             await self._fail(candidate, f"internal error: {type(error).__name__}: {error}")
         finally:
-            self._tasks.pop(candidate.agent, None)
+            self.tasks.pop(candidate.agent, None)
             self._wake(candidate.agent)
 
     async def _build_one(self, candidate: Candidate) -> None:
@@ -103,5 +100,4 @@ class Builds:
     async def _fail(self, candidate: Candidate, text: str) -> None:
         await self._append_log(candidate.proposal, [f"failed: {text}"])
         async with self._store.state.transaction() as tx:
-            await deployments.fail(tx, candidate, text)
-        await self._tell(candidate, "failed", f"the build failed: {text}")
+            await deployments.fail(tx, candidate, f"the build failed: {text}")

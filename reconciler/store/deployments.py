@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from reconciler.model.names import AgentName, Commit
+from reconciler.model.names import AGENT_NAME_PATTERN, RESERVED_NAMES, AgentName, Commit
 from reconciler.model.states import Desired as Want
 from reconciler.model.states import ProposalState, Role
 from reconciler.plan.facts import Crashes, Deployment, Desired, Target
+from reconciler.store import outbox
 from reconciler.store.db import Database, Row, Tx
 
 MICRO = 1_000_000
+ERROR_MAX = 8192
+AGENT_NAME = re.compile(AGENT_NAME_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +180,7 @@ async def activate(tx: Tx, candidate: Candidate, number: int, prompt: str) -> No
 
 
 async def confirm(tx: Tx, candidate: Candidate) -> None:
-    """Activating → deployed: the candidate is the agent's generation from now on."""
+    """Activating → deployed: the candidate is the agent's generation now, and its proposer is told."""
     await tx.run(
         "UPDATE generations SET state = 'deployed' WHERE agent = ? AND number = ?",
         candidate.agent,
@@ -190,28 +194,41 @@ async def confirm(tx: Tx, candidate: Candidate) -> None:
         candidate.agent,
     )
     await tx.run("DELETE FROM drafts WHERE name = ?", candidate.agent)
-    meta = {
+    deployed = {
         "agent": candidate.agent,
         "generation": candidate.generation,
         "commit": candidate.commit,
         "proposal": candidate.proposal,
         "store_path": candidate.store_path,
     }
-    await tx.run(
-        "INSERT INTO outbox (kind, data, created_at) VALUES ('meta', ?, ?)", json.dumps(meta), tx.now
-    )
+    await outbox.put(tx, "meta", deployed)
     await tx.move_proposal(candidate.proposal, ProposalState.DEPLOYED)
+    await _tell(tx, candidate, "deployed", f"{candidate.agent} runs it as generation {candidate.generation}")
 
 
 async def fail(tx: Tx, candidate: Candidate, error: str) -> None:
-    """→ failed, with its generation if it had one."""
+    """→ failed, with its generation if it had one; its proposer is told the error."""
     if candidate.generation is not None:
         await tx.run(
             "UPDATE generations SET state = 'failed' WHERE agent = ? AND number = ?",
             candidate.agent,
             candidate.generation,
         )
-    await tx.move_proposal(candidate.proposal, ProposalState.FAILED, error=error[:8192])
+    await tx.move_proposal(candidate.proposal, ProposalState.FAILED, error=error[:ERROR_MAX])
+    await _tell(tx, candidate, "failed", error[:ERROR_MAX])
+
+
+async def _tell(tx: Tx, candidate: Candidate, state: str, text: str) -> None:
+    """A message for the proposer in the same transaction as the move; the operator sees it on the page."""
+    if not AGENT_NAME.fullmatch(candidate.requested_by) or candidate.requested_by in RESERVED_NAMES:
+        return
+    body = f"proposal {candidate.proposal} for {candidate.agent} ({candidate.commit[:12]}) {state}: {text}"
+    await notify(tx, candidate.requested_by, body, key=f"proposal-{candidate.proposal}-{state}")
+
+
+async def notify(tx: Tx, agent: str, body: str, *, key: str, urgent: bool = False) -> None:
+    """A message of the system once this transaction is committed; the same key is told once."""
+    await outbox.put(tx, "notify", {"agent": agent, "body": body, "key": key, "urgent": urgent})
 
 
 async def intend_stop(tx: Tx, name: AgentName, invocation: str) -> None:
@@ -225,14 +242,22 @@ async def record_start(tx: Tx, name: AgentName) -> None:
 
 
 async def record_crash(
-    tx: Tx, name: AgentName, invocation: str, *, healthy: bool, detail: dict[str, Any]
-) -> int:
-    """Count an end that nobody asked for, once per invocation; how many there were in a row. `healthy`: it
-    had run long enough."""
+    tx: Tx,
+    name: AgentName,
+    invocation: str,
+    *,
+    healthy: bool,
+    detail: dict[str, Any],
+    receiver: str,
+    body: str,
+) -> None:
+    """Count an end that nobody asked for and tell `receiver`, once per invocation.
+
+    `healthy`: it had run long enough that earlier crashes do not count any more.
+    """
     row = await tx.one("SELECT crashes, crash_seen FROM agents WHERE name = ?", name)
-    assert row is not None, "the agent was read a moment ago and rows of agents are never deleted in a pass"
-    if row["crash_seen"] == invocation:
-        return int(row["crashes"])
+    if row is None or row["crash_seen"] == invocation:
+        return
     count = 1 if healthy else int(row["crashes"]) + 1
     await tx.run(
         "UPDATE agents SET crashes = ?, crashed_at = ?, crash_seen = ? WHERE name = ?",
@@ -241,8 +266,8 @@ async def record_crash(
         invocation,
         name,
     )
+    await notify(tx, receiver, body, key=f"crash-{invocation}", urgent=True)
     await tx.emit("agent.crashed", name, invocation=invocation, count=count, **detail)
-    return count
 
 
 async def record_well(tx: Tx, name: AgentName) -> None:
