@@ -49,6 +49,11 @@ def create(name: str, *, memory_bytes: int, cpu_percent: int, tasks: int, root: 
                 enforced.append("tasks")
             if _set(group, {"cpu.max": f"{cpu_percent * _CPU_PERIOD_US // 100} {_CPU_PERIOD_US}"}):
                 enforced.append("cpu")
+    # nspawn mirrors its v2 group into the v1 hierarchy that has no controller; known here, it is removed
+    # here.
+    mirror = _make(root / "systemd", name) if (root / "systemd/cgroup.procs").exists() else None
+    if mirror is not None:
+        paths.append(str(mirror))
     legacy: dict[str, tuple[str, list[dict[str, int]]]] = {
         "memory": (
             "memory",

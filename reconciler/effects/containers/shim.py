@@ -97,6 +97,9 @@ class Shim:
             _call(_libc.prctl, _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
             wakeup = _catch_signals()
             try:
+                append_line(
+                    self._directory, f"hive-shim: start {self._order.invocation} of {self._order.toplevel}"
+                )
                 self._private_mounts()
                 self._make_groups()
                 notify = _notify_socket()

@@ -1,0 +1,191 @@
+"""Real containers for tests: a plain root directory, and a harness that does what the test says over its
+socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from reconciler.config import Config, Harness
+from reconciler.effects.containers.driver import ShimContainers
+from reconciler.effects.containers.record import Record, read_record
+from reconciler.effects.hostfiles import RealHostFiles
+from reconciler.effects.protocols import ContainerSpec
+from reconciler.model.names import AgentName
+from reconciler.model.spec import Limits
+
+needs_containers = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("systemd-nspawn") is None, reason="needs root and systemd-nspawn"
+)
+FIRST_BASE = 1_500_000 // 65536 * 65536 + 65536 * 4000  # far from what a hive on this machine assigns
+
+# PID 1 of the test containers. /config/mode says how it behaves; then it takes orders as JSON lines.
+HARNESS = """
+import json, os, signal, socket, subprocess, sys
+mode = open("/config/mode").read().split() or [""]
+print("harness says hello", flush=True)
+if mode[0] == "exit":
+    print("leaving by itself", flush=True)
+    sys.exit(int(mode[1]))
+if mode[0] == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+else:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+print("ready", flush=True)
+if not os.path.exists("/run/hive/agent.sock"):
+    while True:
+        signal.pause()
+link = socket.socket(socket.AF_UNIX)
+link.connect("/run/hive/agent.sock")
+for line in link.makefile("r"):
+    order = json.loads(line)
+    if "exit" in order:
+        os._exit(order["exit"])
+    drop = ["/usr/bin/setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all", "--"]
+    argv = (drop if order["uid"] else []) + ["/bin/sh", "-c", order["run"]]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    link.sendall(json.dumps([done.returncode, done.stdout, done.stderr]).encode() + b"\\n")
+"""
+
+
+def plain_root(directory: Path) -> Path:
+    """A root skeleton as `modules/bare` builds it, without Nix."""
+    mount_points = ("usr", "proc", "sys", "dev", "run", "tmp", "var", "root", "etc/alternatives", "state",
+                    "home/agent", "config", "agents", "opt/hive/lib/harness", "opt/hive/venv")  # fmt: skip
+    for name in mount_points:
+        (directory / name).mkdir(parents=True)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (directory / name).symlink_to(f"usr/{name}")
+    users = "root:x:0:0::/:/usr/sbin/nologin\nagent:x:1000:1000::/home/agent:/bin/bash\n"
+    files = {
+        "passwd": users,
+        "group": "root:x:0:\nagent:x:1000:\n",
+        "hosts": "127.0.0.1 localhost\n",
+        "os-release": "ID=hive\n",
+        "machine-id": "",
+        "resolv.conf": "",
+    }
+    for name, text in files.items():
+        (directory / "etc" / name).write_text(text)
+    return directory
+
+
+@dataclass(slots=True)
+class Yard:
+    """A place for real containers: configuration, directories, and what to clean up."""
+
+    path: Path
+    config: Config
+    root: Path
+    files: RealHostFiles
+    bases: dict[AgentName, int] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, path: Path) -> Yard:
+        package, venv = path / "package", path / "venv/bin"
+        package.mkdir(parents=True)
+        venv.mkdir(parents=True)
+        (package / "__main__.py").write_text(HARNESS)
+        (venv / "python").symlink_to("/usr/bin/python3")
+        config = Config(
+            state_dir=str(path / "state"),
+            run_dir=str(path / "run"),
+            harness=Harness(package=str(package), venv=str(path / "venv")),
+        )
+        return cls(path, config, plain_root(path / "root"), RealHostFiles(config))
+
+    def driver(self) -> ShimContainers:
+        """A driver as a daemon just started has it."""
+        return ShimContainers(self.config)
+
+    async def spec(
+        self, name: str = "probe", *, mode: str = "", limits: Limits | None = None, manager: bool = False
+    ) -> ContainerSpec:
+        agent = AgentName(name)
+        base = self.bases.setdefault(agent, FIRST_BASE + 65536 * len(self.bases))
+        await self.files.ensure_agent(agent, base, manager=manager)
+        home = Path(self.config.state_dir) / "agents" / agent
+        (home / "config/mode").write_text(mode + "\n")
+        return ContainerSpec(
+            name=agent,
+            toplevel=str(self.root),
+            uid_base=base,
+            state_dir=home,
+            run_dir=Path(self.config.run_dir) / "agents" / agent,
+            manager=manager,
+            limits=limits or Limits(),
+        )
+
+    def directory(self, name: str = "probe") -> Path:
+        """Where the driver keeps the container's record."""
+        return Path(self.config.state_dir) / "containers" / name
+
+    def record(self, name: str = "probe") -> Record:
+        record = read_record(self.directory(name))
+        assert record is not None
+        return record
+
+    async def clean(self) -> None:
+        driver = self.driver()
+        for name in await driver.list():
+            await driver.stop(name, timeout_s=0)
+
+
+class Inside:
+    """Orders to the harness of a running container."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = b""
+
+    async def sh(self, script: str, *, uid: int = 1000) -> tuple[int, str, str]:
+        """Run a shell script inside; status, output, error output."""
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self._connection, json.dumps({"run": script, "uid": uid}).encode() + b"\n")
+        async with asyncio.timeout(20):
+            while b"\n" not in self._buffer:
+                data = await loop.sock_recv(self._connection, 1 << 16)
+                assert data, "the harness went away"
+                self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        status, out, err = json.loads(line)
+        return status, out, err
+
+    async def exit(self, status: int) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self._connection, json.dumps({"exit": status}).encode() + b"\n")
+
+
+@contextlib.asynccontextmanager
+async def served(spec: ContainerSpec) -> AsyncIterator[socket.socket]:
+    """The agent's socket, listening as the daemon serves it: owner BASE, mode 0600."""
+    path = spec.run_dir / "agent.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        os.chown(path, spec.uid_base, spec.uid_base)
+        path.chmod(0o600)
+        listener.listen(8)
+        listener.setblocking(False)
+        yield listener
+
+
+@contextlib.asynccontextmanager
+async def inside(driver: ShimContainers, spec: ContainerSpec) -> AsyncIterator[Inside]:
+    """Start the container and talk to its harness."""
+    async with served(spec) as listener:
+        await driver.start(spec)
+        async with asyncio.timeout(10):
+            connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+        with connection:
+            connection.setblocking(False)
+            yield Inside(connection)
