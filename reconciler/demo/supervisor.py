@@ -29,7 +29,7 @@ _LOG_LIMIT_BYTES = 8 << 20
 _FIRST_DELAY_S = 1.0
 _LAST_DELAY_S = 30.0
 # A service that lived this long had a good start: its next delay is the first one again.
-_GOOD_LIFE_S = 20.0
+_GOOD_LIFE_S = 5.0
 _STOP_S = 5.0
 _ORPHANS_STOP_S = 3.0
 _HOUSEKEEPING_S = 15.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,8 +38,8 @@ def paint(text: str, code: str) -> str:
 
 
 def say(text: str = "") -> None:
-    """One line, at once (also through a pipe)."""
-    print(text, flush=True)
+    """One line, at once (also through a pipe), in place of a running step's."""
+    print(("\r\x1b[K" if _is_terminal() else "") + text, flush=True)
 
 
 def complain(message: str, hint: str = "") -> None:
@@ -61,7 +62,7 @@ class Step:
         """Shows that the step is alive; cheap, call it as often as you like."""
         now = time.monotonic()
         if _is_terminal():
-            room = max(10, min(os.get_terminal_size().columns, 110) - _WIDTH - 12)
+            room = max(10, min(shutil.get_terminal_size().columns, 110) - _WIDTH - 12)
             shown = "".join(c if c.isprintable() else " " for c in detail)[:room]
             took = now - self.started
             print(f"\r\x1b[K  {self.label:<{_WIDTH}} {took:4.0f} s  {shown}", end="", flush=True)
@@ -72,8 +73,7 @@ class Step:
     def end(self, result: str) -> None:
         """The step's final line, with its duration when that is worth reading."""
         took = time.monotonic() - self.started
-        clear = "\r\x1b[K" if _is_terminal() else ""
-        say(f"{clear}  {self.label:<{_WIDTH}} {result}" + (f"  ({took:.1f} s)" if took >= 1 else ""))
+        say(f"  {self.label:<{_WIDTH}} {result}" + (f"  ({took:.1f} s)" if took >= 1 else ""))
 
 
 @contextmanager
