@@ -1,0 +1,51 @@
+"""The composition root of the harness: says hello, builds the parts, runs them until the container is
+stopped.
+
+Order matters for the time to the first hello: it goes out with the standard library alone; pydantic, aiohttp
+and the SDK are imported after it, the last in the background.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Mapping
+from types import FrameType
+
+from harness.hello import say_hello
+
+_WIRE_VERSION = 1  # harness.wire says the same; importing it takes too long here, so a test compares them
+
+
+def main(environment: Mapping[str, str]) -> int:
+    """Runs until SIGTERM; the exit status. The harness's own environment is emptied: the SDK would hand it
+    on."""
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, _leave)
+    boot = secrets.token_hex(16)
+    socket = environment.get("HIVE_AGENT_SOCKET", "/run/hive/agent.sock")
+    answer = say_hello(socket, boot, _WIRE_VERSION)
+    os.environ.clear()
+
+    import asyncio
+
+    from harness.config import Config
+    from harness.life import live
+    from harness.wire import Welcome
+
+    try:
+        config = Config.from_environment(environment)
+        welcome = Welcome.model_validate_json(answer)
+    except ValueError as error:
+        sys.stderr.write(f"harness: cannot start: {error}\n")
+        return 78  # EX_CONFIG
+    os.environ["PATH"] = "/usr/bin:/bin"
+    asyncio.run(live(config, boot, welcome))
+    return 0
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    """Stopped before there is anything to stop."""
+    raise SystemExit(0)

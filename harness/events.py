@@ -1,0 +1,203 @@
+"""What the SDK tells during a turn, as events of the transcript and as the facts that the outcome is made of.
+
+One `Listener` per turn. This module imports the SDK, which takes half a second: import it late. Unknown kinds
+of messages are ignored, for there are many and they change; nothing in here may raise on odd content, because
+the content is the model's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from claude_agent_sdk import (
+    AssistantMessage,
+    Message,
+    ResultMessage,
+    ServerToolUseBlock,
+    SystemMessage,
+    TextBlock,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+    UserMessage,
+)
+
+from harness.buffer import Emit
+from harness.outcomes import Facts, Result
+
+_SYNTHETIC = "<synthetic>"
+_STDERR_LINES_MAX = 50
+
+
+class Listener:
+    """Collects one turn. `last_sign` is the monotonic time of the last sign of life, `tools_running` how many
+    calls of tools have no result yet, `used_tokens` and `window_tokens` the context in use as of the last
+    answer."""
+
+    def __init__(self, emit: Emit, prompt_id: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.emit = emit
+        self._prompt_id = prompt_id
+        self._clock = clock
+        self._calls: dict[str, float] = {}
+        self._model = ""
+        self._api_error: str | None = None
+        self._stderr_lines = 0
+        self.result: Result | None = None
+        self.last_sign = clock()
+        self.used_tokens = 0
+        self.window_tokens = 0
+
+    @property
+    def tools_running(self) -> int:
+        return len(self._calls)
+
+    def facts(self, *, gone: str, cancelled: bool, stalled: bool) -> Facts:
+        """What the outcome is told from."""
+        return Facts(self.result, self._api_error, gone=gone, cancelled=cancelled, stalled=stalled)
+
+    def sign(self) -> None:
+        """Something lives: a hook was called, bytes came from the model."""
+        self.last_sign = self._clock()
+
+    def stderr(self, line: str) -> None:
+        """A line of the CLI's own standard error; the first few are kept."""
+        self._stderr_lines += 1
+        if self._stderr_lines <= _STDERR_LINES_MAX:
+            self.emit("stderr", {"text": line[:2000]})
+
+    def take(self, message: Message) -> bool:
+        """Reads one message; True when it is the result that ends this turn."""
+        self.sign()
+        match message:
+            case AssistantMessage():
+                self._assistant(message)
+            case UserMessage():
+                self._user(message)
+            case SystemMessage():
+                self._system(message)
+            case ResultMessage():
+                return self._result(message)
+            case _:
+                pass
+        return False
+
+    def _assistant(self, message: AssistantMessage) -> None:
+        if message.error is not None:
+            self._api_error = message.error
+        if message.model != _SYNTHETIC:
+            self._api_error = message.error
+            self._uses_model(message.model)
+            self._count(message.usage or {})
+        for block in message.content:
+            match block:
+                case TextBlock():
+                    self.emit("note" if message.model == _SYNTHETIC else "text", {"text": block.text})
+                case ThinkingBlock():
+                    self.emit("thinking", {"text": block.thinking})
+                case ToolUseBlock() | ServerToolUseBlock():
+                    self._calls[block.id] = self._clock()
+                    self.emit("tool_call", {"id": block.id, "name": block.name, "input": block.input})
+                case _:
+                    pass
+
+    def _user(self, message: UserMessage) -> None:
+        if isinstance(message.content, str):
+            return
+        for block in message.content:
+            if not isinstance(block, ToolResultBlock):
+                continue
+            started = self._calls.pop(block.tool_use_id, None)
+            data: dict[str, Any] = {
+                "id": block.tool_use_id,
+                "text": _text_of(block.content),
+                "is_error": bool(block.is_error),
+            }
+            if started is not None:
+                data["duration_ms"] = round((self._clock() - started) * 1000)
+            self.emit("tool_result", data)
+
+    def _system(self, message: SystemMessage) -> None:
+        data = message.data
+        match message.subtype:
+            case "init":
+                self._uses_model(str(data.get("model", "")))
+                for server in data.get("mcp_servers") or []:
+                    if isinstance(server, dict) and server.get("status") == "failed":
+                        name = str(server.get("name"))[:80]
+                        self.emit(
+                            "note", {"text": f"the MCP server {name} did not start; its tools are missing"}
+                        )
+            case "compact_boundary":
+                told = data.get("compact_metadata") or {}
+                event = {"before_tokens": told.get("pre_tokens")}
+                if told.get("post_tokens") is not None:
+                    event["after_tokens"] = told["post_tokens"]
+                self.emit("compaction", event)
+            case "api_retry":
+                again = f"attempt {data.get('attempt')} of {data.get('max_retries')}"
+                status = data.get("error_status")
+                self.emit("note", {"text": f"the model did not answer (status {status}); {again}"})
+            case "model_fallback":
+                models = f"{data.get('original_model')} is unavailable, {data.get('fallback_model')} answers"
+                self.emit("note", {"text": models})
+            case _:
+                pass
+
+    def _result(self, message: ResultMessage) -> bool:
+        answered = message.user_message_uuids or (
+            [message.user_message_uuid] if message.user_message_uuid else []
+        )
+        if answered and self._prompt_id not in answered:
+            return False  # the late end of a turn that was given up
+        text = message.result or "; ".join(str(error) for error in message.errors or [])
+        self.result = Result(
+            is_error=message.is_error,
+            subtype=message.subtype,
+            terminal_reason=message.terminal_reason,
+            api_error_status=message.api_error_status,
+            text=text,
+        )
+        for usage in (message.model_usage or {}).values():
+            self.window_tokens = max(self.window_tokens, int(usage.get("contextWindow") or 0))
+        data: dict[str, Any] = {
+            "is_error": message.is_error,
+            "subtype": message.subtype,
+            "duration_ms": message.duration_ms,
+            "num_turns": message.num_turns,
+            "text": text,
+        }
+        for key in ("terminal_reason", "api_error_status"):
+            if getattr(message, key) is not None:
+                data[key] = getattr(message, key)
+        if self.used_tokens and self.window_tokens:
+            self.emit("context", {"used_tokens": self.used_tokens, "window_tokens": self.window_tokens})
+        self.emit("result", data)
+        return True
+
+    def _uses_model(self, model: str) -> None:
+        if model and model != self._model:
+            self._model = model
+            self.emit("model", {"model": model})
+
+    def _count(self, usage: Mapping[str, Any]) -> None:
+        """The context in use is that of the last request; the result's own usage is a sum over all of
+        them."""
+        keys = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
+        used = sum(value for key in keys if isinstance(value := usage.get(key), int))
+        if used:
+            self.used_tokens = used
+
+
+def _text_of(content: object) -> str:
+    """The text of a tool's result; what is not text is named."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    parts = []
+    for block in content:
+        kind = block.get("type") if isinstance(block, dict) else None
+        parts.append(str(block.get("text", "")) if kind == "text" else f"[{kind}]")
+    return "\n".join(parts)

@@ -1,0 +1,164 @@
+"""The tools that every agent has."""
+
+from __future__ import annotations
+
+from harness.link import ATTEMPT_S
+from harness.prompts import rendered_messages
+from harness.tools.tool import Arguments, Tool, ToolContext, arguments_schema, key, number, text
+from harness.wire import Asked, AskOperator, Done, Nap, Proposed, SendMessage, Sent, Status
+
+RECV_MAX_S = 180
+_MESSAGES_MAX = 10
+_BODY_CHARACTERS = 60_000
+
+
+def agent_tools(context: ToolContext) -> tuple[Tool, ...]:
+    """`recv send ask_operator nap set_status get_status propose`."""
+    return (
+        _recv(context),
+        _send(context),
+        _ask(context),
+        _nap(context),
+        _set_status(context),
+        _get_status(context),
+        _propose(context),
+    )
+
+
+def _recv(context: ToolContext) -> Tool:
+    async def recv(arguments: Arguments) -> str:
+        wait_s = int(arguments.get("wait_seconds", 0))
+        inbox = await context.link.more(wait_s, _MESSAGES_MAX)
+        return rendered_messages(inbox.messages, inbox.waiting) if inbox.messages else "no new messages"
+
+    schema = arguments_schema(
+        {}, {"wait_seconds": number("how long to wait for one, 0 to 180", 0, RECV_MAX_S)}
+    )
+    what = "Further messages to you within this turn. They are marked as done when the turn ends well."
+    return Tool("recv", what, schema, recv, limit_s=RECV_MAX_S + ATTEMPT_S + 5)
+
+
+def _send(context: ToolContext) -> Tool:
+    async def send(arguments: Arguments) -> str:
+        message = SendMessage(
+            to=arguments["to"], body=arguments["body"], in_reply_to=arguments.get("in_reply_to"), key=key()
+        )
+        sent = await context.link.post("messages", message, Sent)
+        ids = ", ".join(str(one) for one in sent.ids)
+        return f"sent as message {ids}" if sent.ids else "sent to nobody: no agent matches"
+
+    schema = arguments_schema(
+        {
+            "to": text("an agent's name, `manager`, `operator`, or `*` for all you may send to", 64),
+            "body": text("what you want to say, plain text or Markdown", _BODY_CHARACTERS),
+        },
+        {"in_reply_to": number("id of the message that this answers", 1, 2**53)},
+    )
+    return Tool("send", "Send a message to another agent, the manager or the operator.", schema, send)
+
+
+def _ask(context: ToolContext) -> Tool:
+    async def ask_operator(arguments: Arguments) -> str:
+        question = AskOperator(
+            question=arguments["question"],
+            options=list(arguments.get("options", [])),
+            multi=bool(arguments.get("multi", False)),
+            ttl_seconds=arguments.get("ttl_seconds"),
+            key=key(),
+        )
+        asked = await context.link.post("questions", question, Asked)
+        return f"asked as question {asked.id}; the answer comes as a message: end the turn if you need it"
+
+    schema = arguments_schema(
+        {"question": text("the question, with all the operator needs to decide it", 8000)},
+        {
+            "options": {
+                "type": "array",
+                "items": text("one answer", 400),
+                "maxItems": 20,
+                "description": "answers to choose from",
+            },
+            "multi": {"type": "boolean", "description": "whether several options may be chosen"},
+            "ttl_seconds": number("after this time the question expires", 60, 604800),
+        },
+    )
+    return Tool(
+        "ask_operator",
+        "Ask the human operator. Returns at once; the answer comes as a message.",
+        schema,
+        ask_operator,
+    )
+
+
+def _nap(context: ToolContext) -> Tool:
+    async def nap(arguments: Arguments) -> str:
+        seconds = int(arguments["seconds"])
+        await context.link.post("nap", Nap(seconds=seconds, reason=arguments.get("reason", "")), Done)
+        return f"you will not be woken for {seconds} s after this turn, unless something urgent comes"
+
+    schema = arguments_schema(
+        {"seconds": number("how long, up to a day", 1, 86400)},
+        {"reason": text("shown to the operator", 400, 0)},
+    )
+    return Tool("nap", "Do not wake me before the time is over. End the turn after calling it.", schema, nap)
+
+
+def _set_status(context: ToolContext) -> Tool:
+    async def set_status(arguments: Arguments) -> str:
+        await context.link.post("status", Status(text=arguments["text"]), Done)
+        return "set"
+
+    schema = arguments_schema({"text": text("one line; empty clears it", 400, 0)})
+    return Tool(
+        "set_status", "A short line about what you are doing, shown beside your name.", schema, set_status
+    )
+
+
+def _get_status(context: ToolContext) -> Tool:
+    async def get_status(_arguments: Arguments) -> str:
+        now = context.status()
+        lines = [
+            f"name: {now.agent}",
+            f"role: {now.role}",
+            f"model: {now.model}",
+            f"generation: {now.generation}",
+            f"may send to: {', '.join(now.peers) or 'nobody'}",
+            f"allowed shell commands: {', '.join(now.bash_allow) or 'none'}",
+            f"session: {now.session_id}",
+        ]
+        if now.context is not None:
+            used, window = now.context
+            lines.append(f"context: {used} of {window} tokens ({100 * used // window} %)")
+        return "\n".join(lines)
+
+    return Tool(
+        "get_status",
+        "Who and how you are: name, role, model, peers, context in use.",
+        arguments_schema({}),
+        get_status,
+    )
+
+
+def _propose(context: ToolContext) -> Tool:
+    async def propose(arguments: Arguments) -> str:
+        return await offer(context, context.status().agent, arguments["commit"], arguments["description"])
+
+    schema = arguments_schema(
+        {
+            "commit": text("full id of a commit in /config (40 digits), or HEAD", 64),
+            "description": text("what changes and why, for the operator", 2000),
+        }
+    )
+    what = "Offer a commit of your own repository (/config) for approval. The outcome comes as a message."
+    return Tool("propose", what, schema, propose)
+
+
+async def offer(context: ToolContext, agent: str, commit: str, description: str) -> str:
+    """Sends a commit of an agent's repository to the host as a proposal."""
+    bundle = await context.trees.pack(agent, commit)
+    query = {"agent": agent, "commit": bundle.commit, "description": description}
+    proposed = await context.link.upload("proposals", {"bundle": bundle.data}, Proposed, query)
+    return (
+        f"commit {bundle.commit} is proposal {proposed.proposal} for {agent}, now {proposed.state}; "
+        "what becomes of it will come as a message"
+    )

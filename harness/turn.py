@@ -1,0 +1,281 @@
+"""The turn loop: messages in, one turn of Claude Code, events out, the end told to the host. It holds no
+policy.
+
+A lease is settled by the end of its turn and by nothing else, so a message is never lost: whatever goes wrong
+here leaves the lease to the host, which delivers again. Between turns the host's orders (`directives`) are
+carried out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from harness.buffer import Emit, EventBuffer
+from harness.link import POLL_S, Link, LinkError
+from harness.outcomes import Facts, Verdict, classify
+from harness.prompts import wake_prompt
+from harness.sender import EventSender
+from harness.wire import Directive, Inbox, TurnBegun, Welcome
+
+log = logging.getLogger(__name__)
+
+_MESSAGES_MAX = 10
+_STOP_S = 2.0
+_FAREWELL_S = 1.0
+_PAUSE_MAX_S = 60.0
+
+
+class Runner(Protocol):
+    """What the loop needs of a session."""
+
+    context: tuple[int, int] | None
+
+    @property
+    def is_open(self) -> bool: ...
+    async def run(self, prompt: str, emit: Emit, *, command: bool = False) -> Facts: ...
+    async def interrupt(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Between(Protocol):
+    """What is done between turns, on the host's order: `harness.app` brings it."""
+
+    async def take_model(self, model: str) -> None: ...
+    async def take_session(self, session_id: str) -> None: ...
+    async def take_welcome(self, welcome: Welcome) -> None: ...
+    async def refresh_trees(self) -> None: ...
+    def compact_at(self) -> float: ...
+
+
+@dataclass(slots=True)
+class Orders:
+    """What the host ordered and is not done yet. `changed` is set by every order.
+
+    `spec`: ask the host what is approved now; `news`: it has told, and that is to be applied.
+    """
+
+    session_id: str = ""
+    compact: bool = False
+    spec: bool = False
+    news: bool = False
+    repos: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def take(self, order: Directive) -> None:
+        """Notes an order that is carried out between turns (`cancel` is not one of them)."""
+        match order.kind:
+            case "session":
+                self.session_id = str(order.data.get("session_id", ""))
+            case "compact":
+                self.compact = True
+            case "spec":
+                self.spec = True
+            case "repos":
+                self.repos = True
+            case "model" | "wake" | "cancel":
+                pass  # the next turn names its model; the end of a nap shows in the inbox
+        self.changed.set()
+
+    def heard_welcome(self, _welcome: Welcome) -> None:
+        """The host has told what is approved: after a hello of ours."""
+        self.news = True
+        self.changed.set()
+
+
+class TurnLoop:
+    """Runs turns one after the other until it is cancelled or stopped."""
+
+    def __init__(
+        self,
+        link: Link,
+        session: Runner,
+        between: Between,
+        orders: Orders,
+        *,
+        agent: str,
+        idle_park_s: float,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.orders = orders
+        self._link = link
+        self._session = session
+        self._between = between
+        self._agent = agent
+        self._idle_park_s = idle_park_s
+        self._sleep = sleep
+        self._failures = 0
+        self._stopping = False
+        self._out_of_turn = asyncio.Event()
+        self._out_of_turn.set()
+
+    async def run(self) -> None:
+        """Returns after `stop` only. The poll of the inbox is never given up, since it may bring a lease;
+        orders are carried out beside it."""
+        poll: asyncio.Task[Inbox] | None = None
+        clock = asyncio.get_running_loop().time
+        worked_at = clock()
+        try:
+            while not self._stopping:
+                await self._settle()
+                poll = poll or asyncio.create_task(self._link.inbox(POLL_S, _MESSAGES_MAX), name="inbox")
+                await self._either(poll)
+                if poll.done() and not self._stopping:
+                    inbox, poll = await self._received(poll), None
+                    if inbox is not None and inbox.lease is not None:
+                        await self._deliver(inbox)
+                        worked_at = clock()
+                if self._session.is_open and clock() - worked_at > self._idle_park_s:
+                    await self._session.close()
+        finally:
+            if poll is not None:
+                poll.cancel()
+
+    async def stop(self) -> None:
+        """The container is stopping: a live turn is interrupted, its end told; at most about three
+        seconds."""
+        self._stopping = True
+        if not self._out_of_turn.is_set():
+            await self._session.interrupt()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STOP_S + _FAREWELL_S):
+                    await self._out_of_turn.wait()
+
+    async def obey(self, order: Directive) -> None:
+        """Takes one order of the host: a cancel at once, the others between turns."""
+        if order.kind == "cancel":
+            turn = order.data.get("turn")
+            if turn is None or turn == self._link.turn:
+                await self._session.interrupt()
+        else:
+            self.orders.take(order)
+
+    async def _either(self, poll: asyncio.Task[Inbox]) -> None:
+        """Waits for the inbox or an order."""
+        order = asyncio.create_task(self.orders.changed.wait())
+        try:
+            await asyncio.wait({poll, order}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            order.cancel()
+
+    async def _received(self, poll: asyncio.Task[Inbox]) -> Inbox | None:
+        try:
+            return poll.result()
+        except LinkError as error:
+            log.warning("asking for messages: %s", error)
+            await self._sleep(1.0)
+            return None
+
+    async def _settle(self) -> None:
+        """Carries out what was ordered for between turns."""
+        orders = self.orders
+        orders.changed.clear()
+        if orders.session_id:
+            session_id, orders.session_id = orders.session_id, ""
+            await self._between.take_session(session_id)
+        if orders.spec:
+            orders.spec = False
+            await self._link.hello()
+        if orders.news:
+            orders.news = False
+            await self._between.take_welcome(self._link.welcome)
+        if orders.repos:
+            orders.repos = False
+            await self._between.refresh_trees()
+        used, window = self._session.context or (0, 0)
+        if window and used >= self._between.compact_at() * window:
+            orders.compact = True
+        if orders.compact:
+            orders.compact = False
+            self._session.context = None
+            await self._compact()
+
+    async def _deliver(self, inbox: Inbox) -> None:
+        """One turn over the messages of a lease."""
+        assert inbox.lease is not None
+        try:
+            begun = await self._link.begin_turn(inbox.lease, uuid.uuid4().hex)
+        except LinkError as error:
+            # the host does not know the lease any more (it was away): the messages come again
+            log.warning("beginning a turn: %s", error)
+            with contextlib.suppress(LinkError):
+                await self._link.return_lease(inbox.lease)
+            await self._sleep(1.0)
+            return
+        verdict = await self._turn(begun, lambda emit: self._converse(wake_prompt(self._agent, inbox), emit))
+        await self._rest(verdict)
+
+    async def _compact(self) -> None:
+        """A turn of its own, in which the CLI sums the conversation up."""
+        try:
+            begun = await self._link.begin_turn(None, uuid.uuid4().hex)
+        except LinkError as error:
+            log.warning("beginning a compaction: %s", error)
+            return
+        await self._turn(begun, lambda emit: self._judged("/compact", emit, command=True))
+
+    async def _converse(self, prompt: str, emit: Emit) -> Verdict:
+        """The turn itself; when the conversation has grown too long, compacts and tries once more."""
+        emit("prompt", {"text": prompt})
+        verdict = await self._judged(prompt, emit)
+        if verdict.outcome != "prompt_too_long":
+            return verdict
+        emit("note", {"text": "the conversation is too long for the model: compacting, then once more"})
+        compacted = await self._judged("/compact", emit, command=True)
+        return await self._judged(prompt, emit) if compacted.outcome == "ok" else verdict
+
+    async def _judged(self, prompt: str, emit: Emit, *, command: bool = False) -> Verdict:
+        facts = await self._session.run(prompt, emit, command=command)
+        return classify(replace(facts, stopping=self._stopping))
+
+    async def _turn(self, begun: TurnBegun, work: Callable[[Emit], Awaitable[Verdict]]) -> Verdict:
+        """Opens and closes a turn around `work`. The end goes out after all events, however long the host is
+        away."""
+        self._link.enter_turn(begun.turn)
+        self._out_of_turn.clear()
+        buffer = EventBuffer()
+        sender = EventSender(self._link, begun.turn, buffer)
+        sending = asyncio.create_task(sender.run(), name=f"events-{begun.turn}")
+        try:
+            await self._between.take_model(begun.model)
+            try:
+                verdict = await work(sender.emit)
+            except Exception as error:
+                # a bug of ours must not take the container down with the turn: the messages come again
+                log.exception("turn %d", begun.turn)
+                verdict = Verdict("crashed", f"the harness failed: {type(error).__name__}: {error}"[:1000])
+            await sender.drained(_FAREWELL_S if self._stopping else None)
+            try:
+                await self._link.end_turn(begun.turn, verdict, _FAREWELL_S if self._stopping else None)
+            except LinkError as error:
+                log.warning("ending turn %d: %s", begun.turn, error)
+            return verdict
+        finally:
+            self._link.leave_turn()
+            self._out_of_turn.set()
+            sending.cancel()
+
+    async def _rest(self, verdict: Verdict) -> None:
+        """After failures in a row the next attempt waits longer; an order ends the wait."""
+        if verdict.outcome in {"ok", "cancelled"}:
+            self._failures = 0
+            return
+        self._failures += 1
+        pause = asyncio.create_task(
+            _as_coroutine(self._sleep(min(_PAUSE_MAX_S, 2.0 ** (self._failures - 1))))
+        )
+        order = asyncio.create_task(self.orders.changed.wait())
+        try:
+            await asyncio.wait({pause, order}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            pause.cancel()
+            order.cancel()
+
+
+async def _as_coroutine(waiting: Awaitable[None]) -> None:
+    await waiting
