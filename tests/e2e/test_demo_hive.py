@@ -33,7 +33,7 @@ def messages_to_operator(hive: DemoHive, sender: str, after: int) -> list[str]:
 
 def idle(hive: DemoHive, name: str) -> bool:
     agent = hive.agent(name)
-    return agent["state"] == "idle" and agent["inbox_depth"] == 0
+    return bool(agent["state"] == "idle" and agent["inbox_depth"] == 0)
 
 
 def proposal_in(hive: DemoHive, number: int, *states: str) -> dict[str, Any] | None:

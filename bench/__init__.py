@@ -1,0 +1,1 @@
+"""Figures, never tests: each is a median of at least ten, beside a baseline taken in the same run."""
