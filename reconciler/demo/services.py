@@ -15,6 +15,7 @@ PYTHON = f"{SOURCE}/.venv/bin/python"
 CONFIG_FILE = "/etc/hyperhive/config.json"
 CREDENTIAL_FILE = "/etc/hyperhive/credential"
 SCRIPTED_SOCKET = "/run/hyperhive-model/scripted.sock"
+MODEL_LOG = f"{STATE}/log/requests.jsonl"
 REAL_UPSTREAM = "https://api.anthropic.com"
 
 ENVIRONMENT = {
@@ -99,7 +100,7 @@ def services(port: int, *, scripted: bool, proxies: dict[str, str]) -> tuple[Ser
             "reconciler.scripted",
             *("--socket", SCRIPTED_SOCKET),
             *("--scenarios", f"{SOURCE}/reconciler/scripted/scenarios"),
-            *("--log", f"{STATE}/model/requests.jsonl"),
+            *("--log", MODEL_LOG),
             user=SCRIPTED,
         ),
     )

@@ -173,10 +173,9 @@ class Supervisor:
 
     def _trim_logs(self) -> None:
         """Bounds every log to twice the limit: one file in use (opened for appending) and one before it."""
-        for service in self.services:
-            path = _log_file(service.name)
-            if path.exists() and path.stat().st_size > _LOG_LIMIT_BYTES:
-                shutil.copyfile(path, path.with_suffix(".log.1"))
+        for path in _LOGS.iterdir():
+            if path.suffix != ".old" and path.stat().st_size > _LOG_LIMIT_BYTES:
+                shutil.copyfile(path, f"{path}.old")
                 os.truncate(path, 0)
 
 

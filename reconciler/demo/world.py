@@ -207,9 +207,13 @@ def _product(root: Path, place: Place, plan: Plan) -> None:
     state = root / services.STATE.lstrip("/")
     state.mkdir()
     syscalls.bind(place.state, state, syscalls.MS_NOSUID | syscalls.MS_NODEV)
-    for path, user in ((state / "build", services.BUILD), (state / "model", services.SCRIPTED)):
-        path.mkdir(mode=0o700, exist_ok=True)
-        os.chown(path, user.uid, user.uid)
+    build_home = state / "build"
+    build_home.mkdir(mode=0o700, exist_ok=True)
+    os.chown(build_home, services.BUILD.uid, services.BUILD.uid)
+    (state / "log").mkdir(exist_ok=True)
+    model_log = root / services.MODEL_LOG.lstrip("/")  # its own file in a folder that is root's
+    model_log.touch(mode=0o600)
+    os.chown(model_log, services.SCRIPTED.uid, services.SCRIPTED.uid)
     model = root / "run/hyperhive-model"
     model.mkdir()
     os.chown(model, services.SCRIPTED.uid, services.GATEWAY.uid)
