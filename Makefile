@@ -1,5 +1,7 @@
 # hyperhive. `make help` lists the targets; `make demo` is where to begin.
 
+# `ARGS="…"` goes to the program behind a target: make demo ARGS="--token-file FILE", make test ARGS="-k shim".
+
 # The one interpreter that needs nothing installed. Environments are made from it by the installer.
 PYTHON := $(firstword $(wildcard /usr/bin/python3 /usr/local/bin/python3) python3)
 IN_VENV := PYTHONPATH=$(CURDIR) .venv/bin/python -m
@@ -10,8 +12,8 @@ IN_VENV := PYTHONPATH=$(CURDIR) .venv/bin/python -m
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: ## a whole hive on this machine (HIVE_PORT, DEMO_DIR, ANTHROPIC_API_KEY or TOKEN_FILE)
-	@$(PYTHON) -m reconciler.demo $(if $(TOKEN_FILE),--token-file '$(TOKEN_FILE)')
+demo: ## a whole hive on this machine (HIVE_PORT, DEMO_DIR, ANTHROPIC_API_KEY)
+	@$(PYTHON) -m reconciler.demo $(ARGS)
 
 demo-reset: ## wipes the demo's state
 	@$(PYTHON) -m reconciler.demo --reset
@@ -23,10 +25,10 @@ deps-dev: ## installs what tests, linters and screenshots need as well
 	@$(PYTHON) -m reconciler.demo.install --dev
 
 test: deps-dev ## linters and all tests; ends with what ran and what was left out, by name
-	@$(PYTHON) checks/test.py
+	@$(PYTHON) checks/test.py $(ARGS)
 
 test-full: deps-dev ## the same with long property runs
-	@HYPOTHESIS_PROFILE=full $(PYTHON) checks/test.py
+	@HYPOTHESIS_PROFILE=full $(PYTHON) checks/test.py $(ARGS)
 
 lint: deps-dev ## ruff, mypy, import-linter, shellcheck, the web's linters
 	@$(PYTHON) checks/lint.py
@@ -36,10 +38,10 @@ format: deps-dev ## formats the Python code
 	@$(IN_VENV) ruff check --fix .
 
 bench: deps-dev ## prints the figures of bench/
-	@$(IN_VENV) bench
+	@$(IN_VENV) bench $(ARGS)
 
-screenshots: deps-dev ## makes docs/screenshots with a demo hive and Chromium
-	@$(IN_VENV) bench.screenshots
+screenshots: deps-dev ## every page as a picture, in test-results/screens
+	@$(IN_VENV) tests.e2e.screenshots $(ARGS)
 
 lock: ## resolves requirements/*.in anew into hash-pinned locks for Python 3.11 and newer
-	@$(PYTHON) requirements/lock.py $(LOCK_ARGS)
+	@$(PYTHON) requirements/lock.py $(ARGS)
