@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import structlog
 from aiohttp import http_exceptions, web
+from aiohttp.typedefs import Middleware
 from pydantic import BaseModel, ValidationError
 
 from reconciler.errors import HiveError, OperatorError, PermanentError, TemporaryError
@@ -183,10 +184,8 @@ def parse_model(body: bytes, model: type[_M]) -> _M:
             raise OperatorError(f"the body is not JSON: {first['msg']}", code="not-json") from error
         where = ".".join(str(part)[:60] for part in first["loc"]) or "the body"
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise OperatorError(
-            f"{where}: {first['msg']}{more}",
-            hint=f"the body is a {model.__name__}; GET /openapi.json describes it",
-        ) from error
+        hint = f"the body is a {model.__name__}"
+        raise OperatorError(f"{where}: {first['msg']}{more}", hint=hint) from error
     check(value)
     return value
 
@@ -250,39 +249,41 @@ def error_answer(error: HiveError) -> web.Response:
     return response
 
 
-@web.middleware
-async def envelopes(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turns every failure of a handler into an envelope. Bugs get an id that stands in the log, too.
+def envelopes(where_to_look: str) -> Middleware:
+    """The middleware that turns every failure of a handler into an envelope. Bugs get an id that stands in
+    the log, too. `where_to_look` is the hint of unknown paths.
 
     One of the three places where everything is caught (house rule).
     """
-    try:
-        return await handler(request)
-    except HiveError as error:
-        if error.status >= 500:
-            log.warning("http.failed", path=request.path, code=error.code, message=error.message)
-        return error_answer(error)
-    except web.HTTPException as error:
-        return error_answer(_of_http(request, error))
-    except Exception:
-        bug = secrets.token_hex(4)
-        log.exception("http.bug", path=request.path, method=request.method, bug=bug)
-        if BEGUN in request:
-            return request[BEGUN]
-        return error_answer(
-            PermanentError(
-                f"a bug in hived (number {bug})", code="bug", hint=f"hived's log tells more: look for {bug}"
-            )
-        )
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except HiveError as error:
+            if error.status >= 500 and not isinstance(error, TemporaryError):
+                log.warning("http.failed", path=request.path, code=error.code, message=error.message)
+            return error_answer(error)
+        except web.HTTPException as error:
+            return error_answer(_of_http(request, error, where_to_look))
+        except Exception:
+            bug = secrets.token_hex(4)
+            log.exception("http.bug", path=request.path, method=request.method, bug=bug)
+            if BEGUN in request:
+                return request[BEGUN]
+            hint = f"hived's log tells more: look for {bug}"
+            return error_answer(PermanentError(f"a bug in hived (number {bug})", code="bug", hint=hint))
+
+    return middleware
 
 
-def _of_http(request: web.Request, error: web.HTTPException) -> HiveError:
+def _of_http(request: web.Request, error: web.HTTPException, where_to_look: str) -> HiveError:
     what = f"{request.method} {request.path[:200]}"
     if isinstance(error, web.HTTPMethodNotAllowed):
-        allowed = ", ".join(sorted(error.allowed_methods - {"HEAD"}))
+        allowed = ", ".join(sorted(error.allowed_methods))
         return refusal(405, "wrong-method", f"there is no {what}", hint=f"this path takes: {allowed}")
     if error.status == 404:
-        return refusal(404, "not-found", f"there is no {what}", hint="GET /openapi.json lists the calls")
+        return refusal(404, "not-found", f"there is no {what}", hint=where_to_look)
     return refusal(error.status, "http", error.reason)
 
 

@@ -105,7 +105,7 @@ class ControlServer:
                 return 0o600, self._ids.ui_uid, self._ids.ui_gid
 
     def _application(self, door: Door) -> web.Application:
-        application = web.Application(middlewares=[edge.envelopes])
+        application = web.Application(middlewares=[edge.envelopes("GET /openapi.json lists the calls")])
         for route in self._routes:
             application.router.add_route(route.method, route.path, self._handler(door, route))
         return application

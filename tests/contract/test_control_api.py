@@ -28,7 +28,7 @@ from reconciler.errors import OperatorError, PermanentError, TemporaryError
 from reconciler.model.states import UserRole
 from tests.fakes.objects import DIGEST, OPERATOR_SECRET, VIEWER_SECRET, an_event
 from tests.fakes.services import FakeServices
-from tests.fakes.unixhttp import Answer, Api, as_user, get
+from tests.fakes.unixhttp import Answer, Api, as_user, get, until
 
 pytestmark = pytest.mark.asyncio
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="speaking as another user needs root")
@@ -89,13 +89,6 @@ async def control(server: ControlServer, run_dir: Path) -> AsyncIterator[Api]:
 async def ui(server: ControlServer, run_dir: Path) -> AsyncIterator[Api]:
     async with Api(run_dir / Door.UI) as api:
         yield api
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what happens in the server's own tasks."""
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
 
 
 def session(secret: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -101,3 +101,10 @@ def get(path: str, *headers: str) -> str:
     """A request as text, after whose answer the connection is closed."""
     lines = [f"GET {path} HTTP/1.1", "Host: hive", "Connection: close", *headers]
     return "\r\n".join(lines) + "\r\n\r\n"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what happens in another task or in the kernel, which nothing announces."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)

@@ -13,7 +13,7 @@ import pytest
 
 from reconciler.errors import PermanentError
 from reconciler.sockets import Listener, Peer, bind, peer_of
-from tests.fakes.unixhttp import as_user
+from tests.fakes.unixhttp import as_user, until
 
 pytestmark = pytest.mark.asyncio
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="other owners need root")
@@ -56,9 +56,7 @@ async def hello(path: Path) -> bytes:
 
 async def all_closed() -> None:
     """Transports of the other end close in their own time."""
-    async with asyncio.timeout(5):
-        while Echo.open:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    await until(lambda: Echo.open == 0)
 
 
 @needs_root

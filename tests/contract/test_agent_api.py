@@ -1,0 +1,548 @@
+"""The agent API on agent.sock: one uid only, roles, limits while bytes arrive, and sockets that come back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from harness import wire
+from harness.link import Link, Refused
+from harness.outcomes import Verdict
+from reconciler.control.agentcalls import AGENT_ROUTES, HELLO, AgentRoute
+from reconciler.control.agentserver import CALLS_MAX, AgentServers
+from reconciler.errors import AgentError, TemporaryError
+from reconciler.model.names import AgentName
+from reconciler.model.states import Role, UserRole
+from reconciler.services import Actor
+from tests.fakes.objects import COMMIT
+from tests.fakes.services import FakeServices
+from tests.fakes.unixhttp import Answer, Api, as_user, until
+
+pytestmark = pytest.mark.asyncio
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="speaking as another user needs root")
+
+BASE = 1048576
+BOOT = "ab" * 16
+SCOUT, MANAGER = AgentName("scout"), AgentName("hm1nd")
+HEADERS = {wire.WIRE_HEADER: "1", wire.BOOT_HEADER: BOOT}
+KEY = "k" * 8
+BODIES: dict[str, Any] = {
+    "Hello": {"wire": 1, "boot": BOOT},
+    "SendMessage": {"to": "manager", "body": "done", "key": KEY},
+    "BeginTurn": {"lease": None, "key": KEY},
+    "TurnEvents": {"events": [{"seq": 1, "at": "now", "kind": "text", "data": {"text": "hi"}}]},
+    "EndTurn": {"outcome": "ok"},
+    "AskOperator": {"question": "which?", "key": KEY},
+    "Nap": {"seconds": 5},
+    "Status": {"text": "busy"},
+    "SpawnDraft": {"name": "scribe"},
+    "Spawn": {"name": "scribe"},
+}
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Run and state folders that other users may enter."""
+    with tempfile.TemporaryDirectory(prefix="hive-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest_asyncio.fixture
+async def services() -> FakeServices:
+    return FakeServices()
+
+
+@pytest_asyncio.fixture
+async def servers(services: FakeServices, place: Path) -> AsyncIterator[AgentServers]:
+    servers = AgentServers(services.bundle(), place / "run", place / "state")
+    yield servers
+    await servers.close()
+    assert list((place / "state" / "incoming").iterdir()) == [], "uploads are removed"
+
+
+def socket_of(place: Path, name: str) -> Path:
+    return place / "run" / "agents" / name / "agent.sock"
+
+
+@pytest_asyncio.fixture
+async def scout(servers: AgentServers, place: Path) -> AsyncIterator[Api]:
+    """An agent whose BASE is this process's uid, after hello."""
+    await servers.serve(SCOUT, os.geteuid(), Role.AGENT)
+    async with Api(socket_of(place, SCOUT), HEADERS) as api:
+        await api.call("POST", "/v1/hello", BODIES["Hello"])
+        yield api
+
+
+@pytest_asyncio.fixture
+async def manager(servers: AgentServers, place: Path) -> AsyncIterator[Api]:
+    await servers.serve(MANAGER, os.geteuid(), Role.MANAGER)
+    async with Api(socket_of(place, MANAGER), HEADERS) as api:
+        await api.call("POST", "/v1/hello", BODIES["Hello"])
+        yield api
+
+
+def error(answer: Answer) -> tuple[int, str]:
+    return answer.status, answer.code
+
+
+def path_of(route: AgentRoute, name: str = "smith") -> str:
+    path = route.path.replace("{name}", name).replace("{id}", "1")
+    return f"{path}?commit={COMMIT}" if route.uploads else path
+
+
+def form(**parts: bytes) -> aiohttp.FormData:
+    data = aiohttp.FormData()
+    for name, content in parts.items():
+        data.add_field(name, content, filename=name)
+    return data
+
+
+async def post_form(api: Api, path: str, data: aiohttp.FormData) -> Answer:
+    async with api._http.post(f"http://hive{path}", data=data) as answer:
+        return Answer(answer.status, dict(answer.headers), await answer.read())
+
+
+# ------------------------------------------------------------------------------------------------ peers
+@needs_root
+async def test_only_exactly_base_may_speak_and_all_others_are_closed_and_counted(
+    servers: AgentServers, services: FakeServices, place: Path
+) -> None:
+    await servers.serve(SCOUT, BASE, Role.AGENT)
+    path = socket_of(place, SCOUT)
+    found, folder = path.stat(), path.parent.stat()
+    assert (found.st_uid, found.st_mode & 0o777) == (BASE, 0o600)
+    assert (folder.st_uid, folder.st_mode & 0o777) == (BASE, 0o700)
+    hello = (
+        "POST /v1/hello HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 55\r\n\r\n"
+        f'{{"wire": 1, "boot": "{BOOT}"}}'
+    )
+    assert (await as_user(path, hello, uid=BASE, gid=BASE)).startswith("HTTP/1.1 200")
+    assert await as_user(path, hello, uid=BASE + 1000, gid=BASE + 1000) == "PermissionError\n"
+    path.parent.chmod(0o755)
+    path.chmod(0o666)  # without the files' modes, too
+    nothing = ("closed", "ConnectionReset", "BrokenPipe")
+    for uid in (BASE + 1000, BASE + 1, BASE + 65536, 0):
+        assert (await as_user(path, hello, uid=uid, gid=BASE)).startswith(nothing)
+    assert servers.refused(SCOUT) == 4
+    assert len(services.broker.hello_calls) == 1
+
+
+# ------------------------------------------------------------------------------------------- serve and drop
+async def test_serving_is_level_triggered(servers: AgentServers, place: Path) -> None:
+    path = socket_of(place, SCOUT)
+    await servers.serve(SCOUT, os.geteuid(), Role.AGENT)
+    first = path.stat().st_ino
+    await servers.serve(SCOUT, os.geteuid(), Role.AGENT)
+    assert path.stat().st_ino == first
+    path.unlink()
+    assert servers.serving() == []
+    assert not servers.is_served(SCOUT)
+    await servers.serve(SCOUT, os.geteuid(), Role.AGENT)
+    assert servers.serving() == [SCOUT]
+    await servers.drop(SCOUT)
+    await servers.drop(SCOUT)
+    assert not path.exists()
+    assert servers.serving() == []
+
+
+async def test_a_connection_outlives_the_loss_of_the_socket_file(
+    servers: AgentServers, scout: Api, services: FakeServices, place: Path
+) -> None:
+    services.broker.hold_inbox = asyncio.Event()
+    waiting = asyncio.create_task(scout.call("GET", "/v1/inbox?wait=60"))
+    await called(services, "inbox")
+    socket_of(place, SCOUT).unlink()
+    await servers.serve(SCOUT, os.geteuid(), Role.AGENT)
+    services.broker.hold_inbox.set()
+    assert (await waiting).status == 200
+    assert (await scout.call("GET", "/v1/agents")).status == 200
+
+
+async def test_a_new_hived_takes_the_socket_over_and_wants_a_hello_first(
+    servers: AgentServers, scout: Api, services: FakeServices, place: Path
+) -> None:
+    successor = AgentServers(services.bundle(), place / "run", place / "state")
+    await successor.serve(SCOUT, os.geteuid(), Role.AGENT)
+    assert not servers.is_served(SCOUT)
+    assert error(await scout.call("GET", "/v1/inbox")) == (409, "hello-first")
+    assert (await scout.call("POST", "/v1/hello", BODIES["Hello"])).status == 200
+    assert (await scout.call("GET", "/v1/inbox")).status == 200
+    await servers.drop(SCOUT)
+    assert successor.is_served(SCOUT)
+    await successor.close()
+
+
+async def test_what_a_crash_left_of_uploads_is_removed(services: FakeServices, place: Path) -> None:
+    left = place / "state" / "incoming" / "abc"
+    left.mkdir(parents=True)
+    (left / "bundle").write_bytes(b"half")
+    AgentServers(services.bundle(), place / "run", place / "state")
+    assert list(left.parent.iterdir()) == []
+    assert left.parent.stat().st_mode & 0o777 == 0o700
+
+
+async def called(services: FakeServices, name: str) -> None:
+    """Wait until the fake broker has been called."""
+    await until(lambda: name in [call for call, _ in services.broker.calls])
+
+
+# -------------------------------------------------------------------------------------- hello, wire, boot
+async def test_another_wire_version_is_told_so_everywhere(scout: Api) -> None:
+    for route in AGENT_ROUTES:
+        answer = await scout.call(route.method, path_of(route), headers={wire.WIRE_HEADER: "2"})
+        assert error(answer) == (426, "wire-version"), route.path
+    old = await scout.call("POST", "/v1/hello", {"wire": 7, "boot": BOOT})
+    assert error(old) == (426, "wire-version")
+    assert "version '7'" in old.json["error"]["message"]
+
+
+async def test_hello_needs_no_headers_and_everything_else_does(
+    servers: AgentServers, place: Path, services: FakeServices
+) -> None:
+    await servers.serve(SCOUT, os.geteuid(), Role.AGENT)
+    async with Api(socket_of(place, SCOUT)) as bare:
+        assert (await bare.call("POST", "/v1/hello", BODIES["Hello"])).status == 200
+        assert error(await bare.call("GET", "/v1/inbox")) == (426, "wire-version")
+        version = {wire.WIRE_HEADER: "1"}
+        assert error(await bare.call("GET", "/v1/inbox", headers=version)) == (400, "invalid")
+        forged = version | {wire.BOOT_HEADER: "cd" * 16}
+        assert error(await bare.call("GET", "/v1/inbox", headers=forged)) == (409, "hello-first")
+    assert [name for name, _ in services.broker.calls] == ["hello"]
+
+
+async def test_hello_is_not_answered_before_the_container_is_closed(
+    services: FakeServices, place: Path
+) -> None:
+    order: list[str] = []
+
+    async def close_namespaces(name: AgentName) -> None:
+        order.append(f"close {name}")
+        if len(order) == 1:
+            raise TemporaryError("the leader is not known yet")
+
+    servers = AgentServers(services.bundle(), place / "run", place / "state", before_hello=close_namespaces)
+    await servers.serve(SCOUT, os.geteuid(), Role.AGENT)
+    async with Api(socket_of(place, SCOUT), HEADERS) as api:
+        assert (await api.call("POST", "/v1/hello", BODIES["Hello"])).status == 503
+        assert services.broker.calls == []
+        assert error(await api.call("GET", "/v1/inbox")) == (409, "hello-first")
+        assert (await api.call("POST", "/v1/hello", BODIES["Hello"])).status == 200
+    assert order == ["close scout", "close scout"]
+    await servers.close()
+
+
+# ------------------------------------------------------------------------------------------------- roles
+async def test_the_agent_is_the_sockets_and_cannot_be_forged(scout: Api, services: FakeServices) -> None:
+    forged = {"X-Hive-Agent": "hm1nd", "X-Hive-Session": "operator-secret"}
+    await scout.call("POST", "/v1/messages", BODIES["SendMessage"], headers=forged)
+    assert services.broker.calls[-1][1][0] == SCOUT
+    answer = await scout.call("POST", "/v1/messages", BODIES["SendMessage"] | {"sender": "operator"})
+    assert error(answer) == (400, "invalid")
+
+
+@pytest.mark.parametrize("route", [r for r in AGENT_ROUTES if r.manager_only], ids=lambda r: r.path)
+async def test_what_is_the_managers_is_refused_to_agents_in_words(
+    route: AgentRoute, scout: Api, services: FakeServices
+) -> None:
+    before = len(services.agents.calls)
+    body = BODIES.get(route.request.__name__) if route.request else None
+    answer = await scout.call(route.method, path_of(route), body)
+    assert error(answer) == (403, "forbidden")
+    assert answer.json["error"]["message"] == "only the manager may do this, and scout is not the manager"
+    assert (len(services.agents.calls), services.approvals.calls) == (before, [])
+
+
+async def test_a_promoted_agent_may_more_without_a_new_socket(
+    servers: AgentServers, scout: Api, place: Path
+) -> None:
+    assert (await scout.call("GET", "/v1/agents/hm1nd/logs")).status == 403
+    await servers.serve(SCOUT, os.geteuid(), Role.MANAGER)
+    assert (await scout.call("GET", "/v1/agents/hm1nd/logs")).status == 200
+
+
+async def test_the_manager_steers_others_as_itself_and_not_itself(
+    manager: Api, services: FakeServices
+) -> None:
+    for verb in ("start", "stop", "restart"):
+        assert (await manager.call("POST", f"/v1/agents/scout/{verb}")).json == {"ok": True}
+        assert services.agents.calls[-1][0] == verb
+        assert services.agents.calls[-1][1][0] == Actor("agent:hm1nd", UserRole.OPERATOR)
+        itself = await manager.call("POST", f"/v1/agents/hm1nd/{verb}")
+        assert error(itself) == (403, "forbidden")
+        assert f"cannot {verb} yourself" in itself.json["error"]["message"]
+    assert len(services.agents.calls) == 3
+
+
+async def test_an_agent_sees_itself_only_and_the_manager_all(scout: Api, manager: Api) -> None:
+    assert [a["name"] for a in (await scout.call("GET", "/v1/agents")).json["agents"]] == ["scout"]
+    assert [a["name"] for a in (await manager.call("GET", "/v1/agents")).json["agents"]] == ["hm1nd", "scout"]
+    assert error(await scout.call("GET", "/v1/repos/hm1nd/bundle")) == (403, "forbidden")
+    assert (await scout.call("GET", "/v1/repos/scout/bundle")).body == b"# v2 git bundle\n"
+    assert (await manager.call("GET", "/v1/repos/scribe/bundle")).status == 200
+
+
+# ------------------------------------------------------------------------------------------------ uploads
+async def test_a_bundle_arrives_as_a_file_that_is_gone_afterwards(scout: Api, services: FakeServices) -> None:
+    path = f"/v1/proposals?commit={COMMIT}&description=a%20bit%20%C3%A4"
+    answer = await scout.call("POST", path, b"# v2 git bundle\n\0\xff")
+    assert answer.json == {"proposal": 1, "state": "examining"}
+    assert services.approvals.uploaded == [b"# v2 git bundle\n\0\xff"]
+    assert services.approvals.calls == [("propose_bundle", ("scout", "scout", COMMIT, "a bit \xe4"))]
+    assert not services.approvals.seen_paths[0].exists()
+
+
+async def test_only_the_manager_proposes_for_others(scout: Api, manager: Api, services: FakeServices) -> None:
+    path = f"/v1/proposals?agent=smith&commit={COMMIT}"
+    answer = await scout.call("POST", path, b"bundle")
+    assert error(answer) == (403, "forbidden")
+    assert "not of smith" in answer.json["error"]["message"]
+    assert (await manager.call("POST", path, b"bundle")).status == 200
+    assert [arguments[:2] for _, arguments in services.approvals.calls] == [("hm1nd", "smith")]
+
+
+@pytest.mark.parametrize("commit", ["", "main", "HEAD", COMMIT[:12], COMMIT.upper(), "../x", COMMIT + "0"])
+async def test_a_commit_is_a_full_id(scout: Api, services: FakeServices, commit: str) -> None:
+    answer = await scout.call("POST", "/v1/proposals", b"bundle", params={"commit": commit})
+    assert error(answer) == (400, "invalid")
+    assert "not a full commit id" in answer.json["error"]["message"]
+    assert services.approvals.uploaded == []
+
+
+async def test_a_bundle_over_the_limit_is_refused_while_it_arrives(
+    scout: Api, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "BUNDLE_MAX_BYTES", 1000)
+    path = f"/v1/proposals?commit={COMMIT}"
+    assert error(await scout.call("POST", path, b"x" * 1001)) == (413, "too-large")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(50):
+            yield b"x" * 100
+
+    async with scout._http.post(f"http://hive{path}", data=pieces()) as answer:
+        assert answer.status == 413
+    assert error(await scout.call("POST", path, b"")) == (400, "invalid")
+    assert services.approvals.uploaded == []
+    assert (await scout.call("POST", path, b"x" * 1000)).status == 200
+
+
+async def test_an_upload_that_is_cut_off_leaves_nothing(
+    scout: Api, services: FakeServices, place: Path
+) -> None:
+    _, writer = await asyncio.open_unix_connection(str(socket_of(place, SCOUT)))
+    head = [f"POST /v1/proposals?commit={COMMIT} HTTP/1.1", "Host: h", "Content-Length: 1000"]
+    head += [f"{name}: {value}" for name, value in HEADERS.items()]
+    writer.write("\r\n".join(head).encode() + b"\r\n\r\nhalf")
+    incoming = place / "state" / "incoming"
+    await until(lambda: list(incoming.glob("*/bundle")) != [])
+    writer.close()
+    await until(lambda: list(incoming.iterdir()) == [])
+    assert services.approvals.calls == []
+
+
+async def test_a_draft_is_a_form_of_two_parts(
+    manager: Api, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"/v1/drafts/scribe/commit?commit={COMMIT}&description=notes"
+    answer = await post_form(manager, path, form(bundle=b"B" * 200_000, state=b"T\0"))
+    assert answer.json == {"proposal": 2, "state": "examining"}
+    assert services.approvals.uploaded == [b"B" * 200_000, b"T\0"]
+    assert services.approvals.calls == [("propose_draft", ("hm1nd", "scribe", COMMIT, "notes"))]
+    monkeypatch.setattr(wire, "STATE_TAR_MAX_BYTES", 10)
+    wrong: list[tuple[aiohttp.FormData, int, str]] = [
+        (form(bundle=b"b"), 400, "lacks the part state"),
+        (form(bundle=b"b", state=b"s", more=b"m"), 400, "no part 'more'"),
+        (form(bundle=b"b", state=b"s" * 11), 413, "larger"),
+    ]
+    for data, status, words in wrong:
+        refused = await post_form(manager, path, data)
+        assert (refused.status, words in refused.json["error"]["message"]) == (status, True), refused.body
+    assert error(await manager.call("POST", path, b"plain")) == (400, "invalid")
+    assert len(services.approvals.calls) == 1
+
+
+async def test_at_most_two_uploads_of_an_agent_at_once(scout: Api, place: Path) -> None:
+    path = f"/v1/proposals?commit={COMMIT}"
+    release = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"begin"
+        await release.wait()
+        yield b"end"
+
+    async def upload() -> int:
+        async with scout._http.post(f"http://hive{path}", data=slow()) as answer:
+            return answer.status
+
+    held = [asyncio.create_task(upload()) for _ in range(2)]
+    await until(lambda: len(list((place / "state" / "incoming").glob("*/bundle"))) == 2)
+    third = await scout.call("POST", path, b"x")
+    assert error(third) == (503, "busy")
+    release.set()
+    assert await asyncio.gather(*held) == [200, 200]
+
+
+# ------------------------------------------------------------------------------------------------- limits
+async def test_unknown_and_wrong_calls_are_told_apart(scout: Api, services: FakeServices) -> None:
+    cases: list[tuple[str, str, object, int, str]] = [
+        ("GET", "/v1/pty", None, 404, "not-found"),
+        ("POST", "/v1/proposals/1/approve", {}, 404, "not-found"),
+        ("GET", "/v1/../../etc/passwd", None, 404, "not-found"),
+        ("GET", "/openapi.json", None, 404, "not-found"),
+        ("GET", "/v1/messages", None, 405, "wrong-method"),
+        ("POST", "/v1/leases/x/ack", None, 404, "not-found"),
+        ("POST", "/v1/messages", b"no json", 400, "not-json"),
+        ("POST", "/v1/messages", b"x" * 10_000_000, 413, "too-large"),
+        ("POST", "/v1/messages", BODIES["SendMessage"] | {"body": "a\0b"}, 400, "invalid"),
+        ("POST", "/v1/messages", BODIES["SendMessage"] | {"body": "x" * 70_000}, 400, "invalid"),
+        ("POST", "/v1/nap", {"seconds": "5"}, 400, "invalid"),
+        ("GET", "/v1/inbox?wait=181", None, 400, "invalid"),
+        ("GET", "/v1/inbox?max=0", None, 400, "invalid"),
+        ("GET", "/v1/inbox?agent=hm1nd", None, 400, "invalid"),
+    ]
+    before = list(services.broker.calls)
+    for method, path, body, status, code in cases:
+        assert error(await scout.call(method, path, body)) == (status, code), path
+    assert services.broker.calls == before
+    assert (await scout.call("GET", "/v1/inbox")).status == 200
+
+
+async def test_numbers_that_are_no_json_do_not_enter_the_transcript(scout: Api) -> None:
+    for number in ("NaN", "Infinity", "-Infinity", "1e999"):
+        body = f'{{"events": [{{"seq": 1, "at": "", "kind": "note", "data": {{"deep": [{number}]}}}}]}}'
+        answer = await scout.call("POST", "/v1/turns/1/events", body.encode())
+        assert error(answer) == (400, "not-json")
+    large = {
+        "events": [{"seq": 1, "at": "", "kind": "tool_call", "data": {"input": {"n": 10**30, "s": "a\0"}}}]
+    }
+    assert (await scout.call("POST", "/v1/turns/1/events", large)).status == 200
+
+
+async def test_calls_of_one_agent_are_bounded_and_others_are_not_held_up(
+    scout: Api, manager: Api, services: FakeServices
+) -> None:
+    services.broker.hold_inbox = asyncio.Event()
+    held = [asyncio.create_task(scout.call("GET", "/v1/inbox?wait=60")) for _ in range(CALLS_MAX)]
+    await until(lambda: len(services.broker.calls) == CALLS_MAX + 2)  # two hellos
+    assert error(await scout.call("GET", "/v1/agents")) == (503, "busy")
+    assert (await manager.call("GET", "/v1/agents")).status == 200
+    services.broker.hold_inbox.set()
+    assert {answer.status for answer in await asyncio.gather(*held)} == {200}
+
+
+async def test_a_long_poll_ends_with_its_client_so_that_nothing_is_leased_to_the_dead(
+    scout: Api, services: FakeServices
+) -> None:
+    services.broker.hold_inbox = asyncio.Event()
+    waiting = asyncio.create_task(scout.call("GET", "/v1/inbox?wait=60"))
+    await called(services, "inbox")
+    waiting.cancel()
+    async with asyncio.timeout(5):
+        await services.broker.inbox_cancelled.wait()
+
+
+async def test_errors_of_services_reach_the_agent_in_their_words(scout: Api, services: FakeServices) -> None:
+    services.broker.fail = AgentError("you may not send to smith", code="forbidden", hint="send to manager")
+    answer = await scout.call("POST", "/v1/messages", BODIES["SendMessage"])
+    assert (answer.status, answer.json) == (403, services.broker.fail.as_json())
+
+
+# ---------------------------------------------------------------------------------------- the real harness
+async def test_the_harnesss_own_link_speaks_with_this_server(
+    servers: AgentServers, manager: Api, place: Path, services: FakeServices
+) -> None:
+    welcome = wire.Welcome.model_validate_json(
+        (await manager.call("POST", "/v1/hello", BODIES["Hello"])).body
+    )
+    link = Link(socket_of(place, MANAGER), "cd" * 16, welcome, on_welcome=lambda _: None)
+    try:
+        assert (await link.inbox(0, 5)).lease is None  # its boot is unknown: it says hello by itself
+        assert services.broker.hello_calls[-1].boot == "cd" * 16
+        assert services.broker.calls[-1] == ("inbox", (MANAGER, "cd" * 16, 0.0, 5, None))
+        begun = await link.begin_turn(None, KEY)
+        event = wire.TurnEvent(seq=1, at="now", kind="text", data={"text": "hi"})
+        assert await link.send_events(begun.turn, [event]) == 1
+        await link.end_turn(begun.turn, Verdict(outcome="ok"))
+        query = {"agent": "smith", "commit": COMMIT, "description": "why \xe4 & = ?"}
+        assert (await link.upload("proposals", {"bundle": b"B"}, wire.Proposed, query)).proposal == 1
+        parts = {"bundle": b"B", "state": b"T"}
+        drafted = {"commit": COMMIT, "description": ""}
+        assert (await link.upload("drafts/scribe/commit", parts, wire.Proposed, drafted)).proposal == 2
+        assert services.approvals.calls[0][1][3] == "why \xe4 & = ?"
+        assert (await link.bundle("scribe")).startswith(b"# v2")
+        with pytest.raises(Refused, match="cannot stop yourself"):
+            await link.post("agents/hm1nd/stop", None, wire.Done, repeatable=False)
+    finally:
+        await link.close()
+
+
+# ---------------------------------------------------------------------------------------------- any bytes
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+BOUNDARY = b"--b\r\n"
+FORM_BITS = st.sampled_from([
+    b"--b\r\n", b"--b--\r\n", b"\r\n", b'Content-Disposition: form-data; name="bundle"\r\n',
+    b'Content-Disposition: form-data; name="state"\r\n', b"Content-Disposition: \xff;;name*=utf-8''%\r\n",
+    b"Content-Type: multipart/mixed; boundary=b\r\n", b"Content-Length: -1\r\n", b"Content-Length: 99\r\n",
+    b"Content-Transfer-Encoding: base64\r\n", b"x" * 9000, b"data", b"\0",
+])  # fmt: skip
+
+
+def shaped(route: AgentRoute) -> st.SearchStrategy[object]:
+    if route.request is None:
+        return JSON
+    plausible = BODIES[route.request.__name__]
+    fields = {name: JSON | st.just(plausible.get(name)) for name in route.request.model_fields}
+    return st.fixed_dictionaries({}, optional=fields)
+
+
+async def test_no_body_whatever_makes_a_call_fail(manager: Api) -> None:
+    loop = asyncio.get_running_loop()
+
+    def attempts(route: AgentRoute) -> None:
+        @settings(max_examples=15, suppress_health_check=list(HealthCheck))
+        @given(body=shaped(route) | JSON | st.binary(max_size=40))
+        def attempt(body: object) -> None:
+            work = manager.call(route.method, path_of(route), body)
+            answer = asyncio.run_coroutine_threadsafe(work, loop).result(10)
+            assert answer.status < 500, answer.body
+            assert answer.status == 200 or answer.code
+
+        attempt()
+
+    for route in AGENT_ROUTES:
+        if route.method == "POST" and route is not HELLO:
+            await asyncio.to_thread(attempts, route)
+
+
+async def test_no_form_whatever_makes_a_call_fail(manager: Api, services: FakeServices) -> None:
+    loop = asyncio.get_running_loop()
+    path = f"/v1/drafts/scribe/commit?commit={COMMIT}"
+
+    @settings(max_examples=150, suppress_health_check=list(HealthCheck))
+    @given(bits=st.lists(FORM_BITS, max_size=10))
+    def attempt(bits: list[bytes]) -> None:
+        kind = {"Content-Type": "multipart/form-data; boundary=b"}
+        work = manager.call("POST", path, BOUNDARY + b"".join(bits), headers=kind)
+        answer = asyncio.run_coroutine_threadsafe(work, loop).result(10)
+        assert answer.status < 500, answer.body
+        assert answer.status == 200 or answer.code
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # aiohttp warns of the headers that are wrong here on purpose
+        await asyncio.to_thread(attempt)
