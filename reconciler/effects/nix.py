@@ -1,0 +1,219 @@
+"""Nix: hostile `agent.nix` evaluated in a sandbox, roots built as an unprivileged user through the daemon.
+
+What is evaluated and what is built are two things on purpose. A commit's Nix code runs only in `evaluate`:
+no daemon, no store, no network, no file but its own, bounded in time, memory and output. `build` takes the
+validated spec and the hive's own modules, and never sees the commit's code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from reconciler.config import Config
+from reconciler.effects import process, sandbox
+from reconciler.effects.process import MIB, Rlimits
+from reconciler.effects.protocols import Evaluation, LogSink
+from reconciler.effects.validation import evaluation, refused
+from reconciler.errors import CommandError, InvalidError, PermanentError, Refusal, TemporaryError
+from reconciler.model.names import AgentName
+
+_TREE = "/hive/tree"
+_MODULES = "/hive/modules"
+_EXPRESSION = f"import {_MODULES}/bare/evaluate.nix {{ agent = {_TREE}/agent.nix; }}"
+_EVALUATE = (
+    "nix-instantiate", "--eval", "--strict", "--json", "--store", "dummy://",
+    "--option", "restrict-eval", "true",  # no file but below -I, no fetcher, no environment
+    "--option", "allow-import-from-derivation", "false",
+    "--option", "allowed-uris", "",
+    "--option", "substituters", "",
+    "-I", _MODULES, "-I", _TREE, "-E", _EXPRESSION,
+)  # fmt: skip
+_EVALUATE_LIMITS = Rlimits(address_space=2048 * MIB, file_size=16 * MIB, nproc=256, nofile=256)
+_MAX_JSON_BYTES = 4 * MIB
+_MAX_MESSAGES_BYTES = MIB
+_MAX_REFUSALS = 20
+
+_ERROR_HEAD_BYTES, _ERROR_TAIL_BYTES = 3000, 5000  # newer Nix puts the cause last, older first
+_STORE_S = 30.0
+_GENERATION = re.compile(r"[1-9][0-9]*")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+class RealNix:
+    """`Nix` on this machine, over the daemon that the environment names.
+
+    `environment` goes to every client of the daemon: where it and its store are, if not in the usual places
+    (NIX_REMOTE, NIX_STORE_DIR, …). At most `parallel_builds` evaluations, and as many builds, run at once.
+    """
+
+    def __init__(self, config: Config, environment: Mapping[str, str] | None = None) -> None:
+        self._config = config
+        self._modules = Path(config.modules)
+        self._profiles = Path(config.state_dir) / "profiles"
+        self._environment = {"NIX_REMOTE": "daemon", **(environment or {})}
+        self._evaluations = asyncio.Semaphore(config.parallel_builds)
+        self._builds = asyncio.Semaphore(config.parallel_builds)
+
+    async def evaluate(self, tree: Path) -> Evaluation:
+        """The spec of `tree/agent.nix`; about 50 ms. `TemporaryError` if the sandbox itself could not be
+        made."""
+        if not (tree / "agent.nix").is_file() or (tree / "agent.nix").is_symlink():
+            raise InvalidError(
+                "the commit has no agent.nix", hint="every agent's repository has one at its top"
+            )
+        async with self._evaluations:
+            text = await self._sandboxed(tree)
+        try:
+            result = json.loads(text)
+            found, spec = result["refusals"], result["spec"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidError(f"agent.nix did not evaluate to a spec: {error}") from error
+        if found:
+            refusals = (Refusal(entry["where"], entry["why"], entry["allowed"]) for entry in found)
+            raise refused(tuple(refusals)[:_MAX_REFUSALS])
+        return evaluation(spec)
+
+    async def build(self, name: AgentName, tree: Path, spec_json: Mapping[str, Any], log: LogSink) -> str:
+        """Build the agent's root; `tree` is not looked at on the bare platform.
+
+        Until `set_generation` the path is held by the root `profiles/NAME/building`.
+        """
+        del tree
+        async with self._builds:
+            with self._client_directory() as (directory, environment):
+                spec = directory / "spec.json"
+                spec.write_text(json.dumps(spec_json, sort_keys=True))
+                spec.chmod(0o644)
+                done = await process.run(
+                    [
+                        "nix-build", self._modules / "bare/build.nix", "--argstr", "name", name,
+                        "--argstr", "specFile", spec, "--out-link", directory / "result",
+                    ],
+                    timeout_s=self._config.timeouts.build_s,
+                    env=environment,
+                    cwd=directory,
+                    user=self._config.build_user,
+                    log=log,
+                )  # fmt: skip
+                path = done.text.strip()
+                if not re.fullmatch(rf"/\S*/[0-9a-z]{{32}}-hive-{re.escape(name)}", path):
+                    raise PermanentError(
+                        f"nix-build of {name} printed {path[:200]!r} instead of a store path"
+                    )
+                # Before the client's own root goes, so that no collection can come in between.
+                await self._add_root(self._profile(name) / "building", path)
+        return path
+
+    async def set_generation(self, name: AgentName, number: int, store_path: str) -> None:
+        """Pin the path as `profiles/NAME/NUMBER`, registered as a root; `CommandError` if it is not in
+        the store."""
+        link = self._profile(name) / str(number)
+        await self._add_root(link, store_path)
+        building = self._profile(name) / "building"
+        if building.is_symlink() and str(building.readlink()) == store_path:
+            building.unlink()
+
+    async def generations(self, name: AgentName) -> dict[int, str]:
+        """Pinned generations."""
+        links = self._profile(name).glob("*")
+        return {int(link.name): str(link.readlink()) for link in links if _GENERATION.fullmatch(link.name)}
+
+    async def drop_generations(self, name: AgentName) -> None:
+        """Remove the agent's roots; the store forgets them at its next collection."""
+        with contextlib.suppress(FileNotFoundError):
+            await asyncio.to_thread(shutil.rmtree, self._profile(name))
+
+    # ------------------------------------------------------------------------------------------- inside
+    def _profile(self, name: AgentName) -> Path:
+        return self._profiles / name
+
+    async def _sandboxed(self, tree: Path) -> str:
+        """Standard output of the evaluation; whatever the hostile code does ends as `InvalidError`."""
+        program = shutil.which("nix-instantiate", path=process.PATH)
+        if program is None:
+            raise PermanentError(
+                "cannot evaluate: nix-instantiate is not installed", hint="run `hive doctor`"
+            )
+        system, links = await asyncio.to_thread(sandbox.system_of, Path(program))
+        state = {"NIX_STATE_DIR": "/tmp/nix", "NIX_CONF_DIR": "/tmp/none", "NIX_STORE_DIR": "/nix/store"}  # noqa: S108
+        box = sandbox.Sandbox(
+            read_only={_MODULES: self._modules, _TREE: tree}, system=system, links=links, environment=state
+        )
+        deadline = self._config.timeouts.examine_s
+        limits = Rlimits(
+            cpu_s=int(deadline) + 1,
+            address_space=_EVALUATE_LIMITS.address_space,
+            file_size=_EVALUATE_LIMITS.file_size,
+            nproc=_EVALUATE_LIMITS.nproc,
+            nofile=_EVALUATE_LIMITS.nofile,
+        )
+        try:
+            done = await process.run(
+                sandbox.command(box, [program, *_EVALUATE[1:]]),
+                timeout_s=deadline,
+                user=self._config.build_user,
+                rlimits=limits,
+                max_stdout=_MAX_JSON_BYTES,
+                max_stderr=_MAX_MESSAGES_BYTES,
+            )
+        except CommandError as error:
+            raise _evaluation_error(error, deadline) from error
+        return done.text
+
+    @contextlib.contextmanager
+    def _client_directory(self) -> Iterator[tuple[Path, dict[str, str]]]:
+        """A home for one Nix client run as the build user: its directory and environment."""
+        directory = Path(tempfile.mkdtemp(prefix="hive-build-"))
+        try:
+            os.chown(directory, *process.identity(self._config.build_user))
+            home = str(directory)
+            yield directory, {**self._environment, "HOME": home, "XDG_CACHE_HOME": home, "TMPDIR": home}
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    async def _add_root(self, link: Path, store_path: str) -> None:
+        """Register a link as an indirect root; checks that the path is valid. Safe to repeat."""
+        link.parent.mkdir(parents=True, exist_ok=True)
+        await process.run(
+            ["nix-store", "--add-root", link, "--indirect", "--realise", store_path],
+            timeout_s=_STORE_S,
+            env={**self._environment, "HOME": "/nonexistent"},
+        )
+
+
+def _evaluation_error(error: CommandError, deadline: float) -> InvalidError | TemporaryError:
+    """What went wrong, in the proposer's words."""
+    record = error.record
+    if error.code == "command-timeout":
+        return InvalidError(f"evaluating agent.nix took longer than {deadline:g} s", hint="does it loop?")
+    if error.code == "output-too-large":
+        return InvalidError(
+            f"evaluating agent.nix printed more than {_MAX_MESSAGES_BYTES} bytes of messages "
+            f"or {_MAX_JSON_BYTES} bytes of result"
+        )
+    # bwrap speaks first or not at all: nothing of the agent ran before this could be written.
+    if record.stderr_tail.startswith("bwrap: "):
+        return TemporaryError(
+            f"the evaluation sandbox could not be made: {_bounded(record.stderr_tail)}", after_s=30
+        )
+    if record.exit_code is not None and (record.exit_code < 0 or record.exit_code > 128):
+        what = _bounded(record.stderr_tail) or "it was killed"
+        return InvalidError(f"evaluating agent.nix ran out of its memory or processor time: {what}")
+    return InvalidError(f"agent.nix does not evaluate: {_bounded(record.stderr_tail)}")
+
+
+def _bounded(text: str) -> str:
+    """Nix's messages without colours and our own paths, 8 KiB at most."""
+    plain = _COLOUR.sub("", text).replace(f"{_TREE}/", "").strip()
+    if len(plain) <= _ERROR_HEAD_BYTES + _ERROR_TAIL_BYTES:
+        return plain
+    return f"{plain[:_ERROR_HEAD_BYTES]}\n…\n{plain[-_ERROR_TAIL_BYTES:]}"

@@ -1,0 +1,179 @@
+"""Evaluating, building and pinning, by real Nix and by the fake."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from reconciler.effects.protocols import Nix
+from reconciler.errors import CommandError, InvalidError
+from reconciler.model.names import AgentName
+from reconciler.model.spec import Spec
+from reconciler.model.states import Role
+from reconciler.model.template import template_files
+from tests.fakes.nix import FakeNix
+from tests.integration.nix_kit import PrivateNix, needs_nix, private_nix
+
+pytestmark = pytest.mark.asyncio
+SCOUT = AgentName("scout")
+
+
+@dataclass(slots=True)
+class World:
+    nix: Nix
+    tree: Callable[[dict[str, str]], Path]
+
+
+@pytest.fixture(scope="module")
+def real_nix() -> Iterator[PrivateNix]:
+    with private_nix() as found:
+        yield found
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=[needs_nix, pytest.mark.integration])])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    if request.param == "fake":
+        nix: Nix = FakeNix()
+        place = tmp_path
+    else:
+        private: PrivateNix = request.getfixturevalue("real_nix")
+        nix = private.effect()
+        place = private.path / uuid.uuid4().hex
+        place.mkdir()
+
+    def tree(files: dict[str, str]) -> Path:
+        folder = place / uuid.uuid4().hex
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        return folder
+
+    yield World(nix, tree)
+    if request.param == "real":
+        shutil.rmtree(Path(real_state(request)) / "profiles", ignore_errors=True)
+
+
+def real_state(request: pytest.FixtureRequest) -> str:
+    private: PrivateNix = request.getfixturevalue("real_nix")
+    return private.config().state_dir
+
+
+async def logged(line: str) -> None:
+    """A sink."""
+
+
+def agent(body: str) -> dict[str, str]:
+    return {"agent.nix": "{ hyperhive = { " + body + " }; }", "prompt.md": "hello"}
+
+
+async def test_an_empty_agent_is_the_default_spec(world: World) -> None:
+    found = await world.nix.evaluate(world.tree({"agent.nix": "{ }"}))
+    assert found.spec == Spec()
+    assert found.spec_json == Spec().model_dump(mode="json")
+    assert len(found.digest) == 64
+
+
+async def test_settings_are_read_and_the_digest_follows_them(world: World) -> None:
+    first = await world.nix.evaluate(world.tree(agent('model = "opus"; bash.allow = [ "git *" ];')))
+    second = await world.nix.evaluate(
+        world.tree(
+            {"agent.nix": '{ ... }: { hyperhive.bash.allow = [ "git *" ]; hyperhive.model = "opus"; }'}
+        )
+    )
+    other = await world.nix.evaluate(world.tree(agent('model = "opus";')))
+    assert (first.spec.model, first.spec.bash.allow) == ("opus", ["git *"])
+    assert first.digest == second.digest != other.digest
+
+
+async def test_the_template_evaluates(world: World) -> None:
+    files = template_files(Role.MANAGER, "opus", ["git *", 'echo "${HOME}"', "a\\b"])
+    found = await world.nix.evaluate(world.tree(files))
+    assert found.spec.role == "manager"
+    assert found.spec.bash.allow == ["git *", 'echo "${HOME}"', "a\\b"]
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        ("model = 5;", "hyperhive.model"),
+        ('modle = "opus";', "hyperhive.modle"),
+        ('network.allow = [ "example.org" ];', "hyperhive.network.allow"),
+        ("uidMap.base = 70000;", "hyperhive.uidMap.base"),
+        ('tools.allow = [ "Bash" ];', "hyperhive.tools.allow.0"),
+        ('role = "queen";', "hyperhive.role"),
+        ('bash.allow = [ "git *" "" ];', "hyperhive.bash.allow.1"),
+        ('limits.memoryMax = "lots";', "hyperhive.limits.memoryMax"),
+        ("nix.enable = 1;", "hyperhive.nix.enable"),
+        ("send = [ ];", "hyperhive.send"),
+        ('mcpServers.Bad = { command = "x"; };', "hyperhive.mcpServers"),
+    ],
+)
+async def test_a_wrong_option_is_refused_by_its_name(world: World, body: str, where: str) -> None:
+    with pytest.raises(InvalidError) as refused:
+        await world.nix.evaluate(world.tree(agent(body)))
+    assert any(refusal.where.startswith(where) for refusal in refused.value.refusals), refused.value.refusals
+    assert where in refused.value.message
+
+
+async def test_every_wrong_option_is_named_at_once(world: World) -> None:
+    with pytest.raises(InvalidError) as refused:
+        await world.nix.evaluate(world.tree(agent('model = 5; role = "queen"; nix.enable = "no";')))
+    assert {refusal.where for refusal in refused.value.refusals} == {
+        "hyperhive.model",
+        "hyperhive.role",
+        "hyperhive.nix.enable",
+    }
+
+
+async def test_what_does_not_parse_is_refused_with_the_error(world: World) -> None:
+    with pytest.raises(InvalidError, match="error"):
+        await world.nix.evaluate(world.tree({"agent.nix": "{ hyperhive = "}))
+
+
+async def test_a_commit_without_agent_nix_is_refused(world: World) -> None:
+    with pytest.raises(InvalidError, match=r"no agent\.nix"):
+        await world.nix.evaluate(world.tree({"flake.nix": "{ }"}))
+
+
+async def test_other_settings_than_the_hives_need_the_other_platform(world: World) -> None:
+    with pytest.raises(InvalidError) as refused:
+        await world.nix.evaluate(world.tree({"agent.nix": "{ environment.systemPackages = [ ]; }"}))
+    assert refused.value.refusals[0].where == "environment"
+
+
+async def test_equal_specs_build_the_same_path_and_others_another(world: World) -> None:
+    tree = world.tree(agent(""))
+    spec = Spec().model_dump(mode="json")
+    first = await world.nix.build(SCOUT, tree, spec, logged)
+    assert first == await world.nix.build(SCOUT, tree, spec, logged)
+    assert first.endswith("-hive-scout")
+    assert first != await world.nix.build(SCOUT, tree, {**spec, "model": "opus"}, logged)
+
+
+async def test_generations_are_pinned_and_dropped(world: World) -> None:
+    spec = Spec().model_dump(mode="json")
+    assert await world.nix.generations(SCOUT) == {}
+    one = await world.nix.build(SCOUT, world.tree(agent("")), spec, logged)
+    two = await world.nix.build(SCOUT, world.tree(agent("")), {**spec, "model": "opus"}, logged)
+    for _ in range(2):
+        await world.nix.set_generation(SCOUT, 1, one)
+        await world.nix.set_generation(SCOUT, 2, two)
+    await world.nix.set_generation(SCOUT, 10, one)
+    assert await world.nix.generations(SCOUT) == {1: one, 2: two, 10: one}
+    await world.nix.drop_generations(SCOUT)
+    await world.nix.drop_generations(SCOUT)
+    assert await world.nix.generations(SCOUT) == {}
+
+
+async def test_a_path_that_is_not_in_the_store_cannot_be_pinned(world: World) -> None:
+    spec = Spec().model_dump(mode="json")
+    path = await world.nix.build(SCOUT, world.tree(agent("")), spec, logged)
+    missing = path.replace(path.rsplit("/", 1)[1][:32], "0" * 32)
+    with pytest.raises(CommandError):
+        await world.nix.set_generation(SCOUT, 1, missing)
+    assert await world.nix.generations(SCOUT) == {}
