@@ -172,6 +172,13 @@ class Git(Protocol):
         commit of `main`."""
         ...
 
+    async def commit(
+        self, name: AgentName, files: Mapping[str, str], *, parent: Commit | None, author: str, message: str
+    ) -> Commit:
+        """Write a commit of exactly `files` on `parent`, on no branch: hived's own commits (templates, the
+        deploy log)."""
+        ...
+
     async def import_bundle(self, name: AgentName, bundle: Path, commit: Commit) -> None:
         """Import exactly `commit` from a hostile bundle: checked as the unprivileged user in a throw-away
         repository, then fetched.
