@@ -1,0 +1,1 @@
+"""One module per page: each reads what it shows from hived, and lists its addresses in `routes`."""

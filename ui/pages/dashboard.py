@@ -1,0 +1,117 @@
+"""`/`: what needs the operator, who is working, what is said; and how a new agent begins."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aiohttp import web
+
+from reconciler.control.client import ControlClient, OperatorError
+from reconciler.control.models import Agent, NewAgent
+from ui.keys import client_of
+from ui.render import frame, page, part
+from ui.security import field
+from ui.views.needs import Needs, by_need, needs
+from ui.views.proposals import summary
+
+routes = web.RouteTableDef()
+MESSAGES_SHOWN = 12
+
+
+@routes.get("/")
+async def show(request: web.Request) -> web.Response:
+    """The dashboard."""
+    client = client_of(request)
+    framed, messages, drafts = await asyncio.gather(
+        frame(request), client.messages(limit=MESSAGES_SHOWN), client.drafts()
+    )
+    waiting = await _needs(client, framed.agents)
+    found = _filtered(framed.agents, request.query.get("q", ""))
+    return await page(
+        request,
+        "dashboard.html",
+        title="Hive",
+        section="hive",
+        framed=framed,
+        needs=waiting,
+        summary=summary,
+        messages=messages.items,
+        drafts=drafts.items,
+        agents=found,
+        query=request.query.get("q", "")[:64],
+        agents_all=framed.agents,
+    )
+
+
+async def _needs(client: ControlClient, agents: list[Agent]) -> Needs:
+    proposals, questions = await asyncio.gather(client.proposals(state="pending"), client.questions())
+    return needs(proposals.items, questions.items, agents)
+
+
+def _filtered(agents: list[Agent], query: str) -> list[Agent]:
+    """Agents whose name, state or model holds the words of `query`."""
+    words = query.lower().split()
+    return [
+        a for a in agents if all(w in f"{a.name} {a.state} {a.model.active or ''}".lower() for w in words)
+    ]
+
+
+@routes.post("/agents")
+async def new_agent(request: web.Request) -> web.StreamResponse:
+    """A new agent from the template, decided by the person who asks for it."""
+    name = field(request, "name").strip()
+    if not name:
+        raise OperatorError(
+            "a new agent needs a name", hint="a-z first, then a-z, 0-9 or '-', 31 characters at most"
+        )
+    wanted = NewAgent(name=name, description=field(request, "description")[:2000], approve=True)
+    made = await client_of(request).new_agent(wanted)
+    raise web.HTTPSeeOther(f"/approvals/{made.id}")
+
+
+@routes.get("/fragments/rail")
+async def rail_part(request: web.Request) -> web.Response:
+    """The rail: counts and agents."""
+    return await part(
+        request,
+        "_rail.html",
+        frame=await frame(request),
+        section=request.query.get("at", "")[:20],
+        here=request.query.get("agent", "")[:31],
+    )
+
+
+@routes.get("/fragments/needs")
+async def needs_part(request: web.Request) -> web.Response:
+    """What needs the operator."""
+    client = client_of(request)
+    agents = await client.agents()
+    return await part(request, "_needs.html", needs=await _needs(client, agents.items), summary=summary)
+
+
+@routes.get("/fragments/agents")
+async def agents_part(request: web.Request) -> web.Response:
+    """The table of agents."""
+    framed = await frame(request)
+    query = request.query.get("q", "")
+    values: dict[str, Any] = {
+        "agents": _filtered(framed.agents, query),
+        "agents_all": framed.agents,
+        "query": query[:64],
+    }
+    return await part(request, "_agents.html", frame=framed, **values)
+
+
+@routes.get("/fragments/flow")
+async def flow_part(request: web.Request) -> web.Response:
+    """The last messages."""
+    client = client_of(request)
+    messages, agents = await asyncio.gather(client.messages(limit=MESSAGES_SHOWN), client.agents())
+    return await part(request, "_flow.html", messages=messages.items, agents_all=by_need(agents.items))
+
+
+@routes.get("/fragments/drafts")
+async def drafts_part(request: web.Request) -> web.Response:
+    """Agents being drafted."""
+    return await part(request, "_drafts.html", drafts=(await client_of(request).drafts()).items)

@@ -1,0 +1,78 @@
+"""The prompt line of an agent's page: plain text is a message, a line that begins with `/` is a command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HELP = (
+    ("/model NAME", "use another model from the next turn on; without NAME the agent's own again"),
+    ("/cancel", "end the running turn"),
+    ("/wake", "end a nap or a wait"),
+    ("/stop", "stop the agent at the end of its turn"),
+    ("/start", "start it"),
+    ("/restart", "restart its container"),
+    ("/clear", "clear the view; nothing is forgotten"),
+    ("/help", "this list; `//text` sends a message that begins with /"),
+)
+VERBS = frozenset({"cancel", "wake", "stop", "start", "restart"})
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Send `body` to the agent."""
+
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One of `VERBS`."""
+
+    verb: str
+
+
+@dataclass(frozen=True, slots=True)
+class UseModel:
+    """Override the model; None takes the override away."""
+
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Empty the view."""
+
+
+@dataclass(frozen=True, slots=True)
+class Help:
+    """Show the list of commands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Not a command; nothing is sent, because a mistyped command is hardly meant as a message."""
+
+    word: str
+
+
+Command = Say | Act | UseModel | Clear | Help | Unknown
+
+
+def parse(text: str) -> Command:
+    """What the line asks for. The text of a message is kept as typed, without blank lines around it."""
+    line = text.strip("\n")
+    if line.startswith("//"):
+        return Say(line[1:])
+    if not line.startswith("/"):
+        return Say(line)
+    word, _, rest = line[1:].partition(" ")
+    argument = rest.strip()
+    match word:
+        case "help" | "clear" if not argument:
+            return Help() if word == "help" else Clear()
+        case "model":
+            return UseModel(argument or None)
+        case _ if word in VERBS and not argument:
+            return Act(word)
+        case _:
+            return Unknown(word)
