@@ -21,7 +21,9 @@ def measure(demo: DemoHive, samples: int) -> list[Figure]:
         last = max((e["id"] for e in _events(demo)), default=0)
         demo.hive("restart", AGENT)
         demo.until(
-            lambda: (a := demo.agent(AGENT))["state"] == "idle" and a["container"]["leader_pid"] != before,
+            lambda before=before: (
+                (a := demo.agent(AGENT))["state"] == "idle" and a["container"]["leader_pid"] != before
+            ),
             "the agent is back",
         )
         record = json.loads(demo.state_file("containers", AGENT, "record.json").read_text())

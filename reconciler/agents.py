@@ -14,8 +14,7 @@ from reconciler.effects.protocols import Containers
 from reconciler.errors import OperatorError
 from reconciler.model.names import AgentName
 from reconciler.model.states import AgentState, Desired, Role, UserRole
-from reconciler.passes.loop import Passes
-from reconciler.plan.steps import Again, Failed, Settled, Waiting
+from reconciler.plan.steps import Again, Failed, Plan, Settled, Waiting
 from reconciler.services import Actor, Approvals
 from reconciler.store import fleet
 from reconciler.store.db import Row, Store
@@ -77,6 +76,9 @@ def _maybe(micros: int | None) -> str | None:
     return None if micros is None else stamp(micros)
 
 
+Look = Callable[[AgentName], Awaitable[Plan | None]]
+
+
 class AgentService:
     """The service `Agents`."""
 
@@ -86,7 +88,7 @@ class AgentService:
         store: Store,
         config: Config,
         containers: Containers,
-        passes: Passes,
+        look: Look,
         presence: Presence,
         voice: Voice,
         approvals: Approvals,
@@ -98,7 +100,7 @@ class AgentService:
         self._store = store
         self._config = config
         self._containers = containers
-        self._passes = passes
+        self._look = look
         self._presence = presence
         self._voice = voice
         self._approvals = approvals
@@ -199,9 +201,8 @@ class AgentService:
     async def plan(self, name: str) -> api.Plan:
         """What the next passes would do, from the world as it is now; nothing is changed."""
         row = await fleet.agent(self._store.state, name)
-        found = await self._passes.look(AgentName(row["name"]))
-        assert found is not None, "the row was read a moment ago and agents are never deleted"
-        planned = found[2]
+        planned = await self._look(AgentName(row["name"]))
+        assert planned is not None, "the row was read a moment ago and agents are never deleted"
         match planned.outcome:
             case Settled():
                 outcome = "settled"

@@ -1,0 +1,201 @@
+"""hived's composition root: the only place where real effects are made and services are wired.
+
+Start: databases are opened and migrated, services made, sockets bound, then everything runs in one task
+group; whatever ends there that should not end ends the program, and its supervisor starts it again. Nothing
+outside the databases is needed to go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from reconciler.agents import AgentService
+from reconciler.approvals.projection import project_meta, project_tag
+from reconciler.approvals.service import ApprovalService
+from reconciler.broker.broker import MessageBroker
+from reconciler.broker.events import EventLog
+from reconciler.broker.presence import Presence
+from reconciler.config import Config
+from reconciler.control.accounts import AccountService
+from reconciler.control.agentserver import AgentServers
+from reconciler.control.auth import Ids
+from reconciler.control.server import ControlServer
+from reconciler.effects.clock import SystemClock
+from reconciler.effects.containers.driver import ShimContainers
+from reconciler.effects.git import GitRepositories
+from reconciler.effects.git.quarantine import Quarantine
+from reconciler.effects.hostfiles import RealHostFiles
+from reconciler.effects.nix import RealNix
+from reconciler.errors import PermanentError
+from reconciler.gateway.client import GatewayClient
+from reconciler.gatewaysync import GatewaySync
+from reconciler.model.names import AgentName
+from reconciler.model.risk import is_allowed_model
+from reconciler.model.states import ProposalState
+from reconciler.passes.apply import Applier, Paths
+from reconciler.passes.builds import Builds
+from reconciler.passes.loop import Passes
+from reconciler.passes.loop import Presence as SeenByPasses
+from reconciler.plan.facts import Bounds
+from reconciler.plan.steps import Plan
+from reconciler.services import Services
+from reconciler.store import agents
+from reconciler.store.db import Store
+
+log = structlog.get_logger("hived")
+
+
+class Hived:
+    """All parts of one running hived."""
+
+    def __init__(self, config: Config, store: Store) -> None:
+        if config.driver != "shim":
+            raise PermanentError(
+                f"the container driver {config.driver!r} is not there yet", hint="use 'shim'"
+            )
+        state, run = Path(config.state_dir), Path(config.run_dir)
+        self.store = store
+        self.clock = SystemClock()
+        self.containers = ShimContainers(config)
+        self.git = GitRepositories(state, Quarantine(state / "quarantine", config.build_user))
+        nix, files = RealNix(config), RealHostFiles(config)
+        self.gateway = GatewayClient(run)
+        self.gateway_sync = GatewaySync(store, self.gateway, self.clock)
+        self.events = EventLog(
+            store,
+            self.clock,
+            handlers={"tag": self._tag, "meta": self._meta, "notify": self._notify},
+            spending=self.gateway.rows,
+        )
+        presence = Presence(store, self.clock, self.events.publish)
+        self.broker = MessageBroker(
+            store, self.clock, self.events, presence, wake=self.wake, on_hello=self._before_hello
+        )
+        self.approvals = ApprovalService(
+            store=store, git=self.git, nix=nix, host_files=files, broker=self.broker, config=config,
+            clock=self.clock, wake=self.wake,
+        )  # fmt: skip
+        self.builds = Builds(
+            store, self.git, nix, state / "trees", parallel=config.parallel_builds,
+            append_log=self.events.append_build_log, wake=self.wake,
+        )  # fmt: skip
+        self.accounts = AccountService(store, self.clock, ui_port=config.ui_port, username=_username)
+        self.agents = AgentService(
+            store=store, config=config, containers=self.containers, look=self._look, presence=presence,
+            voice=self.broker, approvals=self.approvals, spending=self.gateway, wake=self.wake,
+            models=lambda model: is_allowed_model(model, config.gateway.allowed_models),
+            last_event_id=self.events.last_id,
+        )  # fmt: skip
+        services = Services(
+            agents=self.agents, broker=self.broker, approvals=self.approvals, accounts=self.accounts,
+            events=self.events,
+        )  # fmt: skip
+        self.sites = AgentServers(services, run, state)
+        applier = Applier(
+            store=store, containers=self.containers, nix=nix, git=self.git, host_files=files, sockets=self.sites,
+            voice=self.broker, builds=self.builds, clock=self.clock, append_log=self.events.append_build_log,
+            paths=Paths(agents=state / "agents", sockets=run / "agents", staged=state / "staged"),
+        )  # fmt: skip
+        self.passes = Passes(
+            store=store, containers=self.containers, host_files=files, sockets=self.sites, builds=self.builds,
+            applier=applier, clock=self.clock, bounds=Bounds(hello_s=config.timeouts.hello_s),
+            resync_s=config.timeouts.resync_s, after_step=self.gateway_sync.poke,
+            presence=SeenByPasses(self.broker.hello_of, self.broker.has_live_turn, presence.set_phase),
+        )  # fmt: skip
+        self.control = ControlServer(services, run, Ids.of(config))
+
+    # ------------------------------------------------------------------------------------- wired by name
+    def wake(self, name: AgentName) -> None:
+        """Let a pass look at the agent, and the gateway at the rows."""
+        self.passes.wake(name)
+        self.gateway_sync.poke()
+
+    async def _look(self, name: AgentName) -> Plan | None:
+        found = await self.passes.look(name)
+        return None if found is None else found[2]
+
+    async def _before_hello(self, name: AgentName) -> None:
+        await self.containers.forbid_user_namespaces(name)
+
+    async def _tag(self, data: Mapping[str, Any]) -> None:
+        await project_tag(self.git, data)
+        if str(data["tag"]).startswith(f"{ProposalState.APPROVED}/"):
+            # `main` has moved: the agent's own clone and the manager's are brought up to date.
+            manager = await agents.manager(self.store.state)
+            for name in {str(data["agent"]), manager or str(data["agent"])}:
+                await self.broker.direct(AgentName(name), "repos")
+
+    async def _meta(self, data: Mapping[str, Any]) -> None:
+        await project_meta(self.git, data)
+
+    async def _notify(self, data: Mapping[str, Any]) -> None:
+        await self.broker.notify(
+            AgentName(data["agent"]), data["body"], urgent=bool(data.get("urgent")), key=data["key"]
+        )
+
+    # ------------------------------------------------------------------------------------- life
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop`; agents go on without hived."""
+        await self.broker.start()
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self.events.run(), name="events"),
+                group.create_task(self.broker.run(), name="broker"),
+                group.create_task(self.gateway.run(), name="gateway"),
+                group.create_task(self.gateway_sync.run(), name="gateway-sync"),
+                group.create_task(self.passes.run(), name="passes"),
+            ]
+            await self.approvals.resume()
+            await self.passes.first_read.wait()
+            await self.control.start()
+            log.info("hived.ready", pid=os.getpid())
+            await stop.wait()
+            log.info("hived.stopping")
+            self.events.close()
+            await self.control.close()
+            await self.sites.close()
+            await self.approvals.close()
+            await self.builds.close()
+            for task in tasks:
+                task.cancel()
+
+    async def close(self) -> None:
+        """Release what is left after `run`."""
+        self.git.close()
+
+
+def _username(uid: int) -> str | None:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return None
+
+
+async def serve(config: Config) -> None:
+    """Run hived until SIGTERM or SIGINT."""
+    state, run = Path(config.state_dir), Path(config.run_dir)
+    for directory in (state, run, run / "agents"):
+        # 0711: the build user passes through to its own trees, and lists nothing.
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o711)
+    store = await Store.open(state)
+    try:
+        hived = Hived(config, store)
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        try:
+            await hived.run(stop)
+        finally:
+            await hived.close()
+    finally:
+        await store.close()
