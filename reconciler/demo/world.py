@@ -207,9 +207,14 @@ def _product(root: Path, place: Place, plan: Plan) -> None:
     state = root / services.STATE.lstrip("/")
     state.mkdir()
     syscalls.bind(place.state, state, syscalls.MS_NOSUID | syscalls.MS_NODEV)
-    build_home = state / "build"
-    build_home.mkdir(mode=0o700, exist_ok=True)
-    os.chown(build_home, services.BUILD.uid, services.BUILD.uid)
+    run = root / services.RUN.lstrip("/")
+    for path, user in (
+        (state / "build", services.BUILD),
+        (state / "gateway", services.GATEWAY),
+        (run / "gateway", services.GATEWAY),
+    ):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.chown(path, user.uid, user.uid)
     (state / "log").mkdir(exist_ok=True)
     model_log = root / services.MODEL_LOG.lstrip("/")  # its own file in a folder that is root's
     model_log.touch(mode=0o600)
