@@ -1,0 +1,98 @@
+"""What the broker reads and writes of agents: who exists, when they may be woken, their session and status.
+
+What the operator wants of them is `fleet`, what runs is `deployments`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reconciler.model.names import AgentName
+from reconciler.store.db import Reader, Row, Tx
+
+
+async def get(reader: Reader, name: str) -> Row | None:
+    """The agent's row, destroyed ones included; None if there never was one."""
+    return await reader.one("SELECT * FROM agents WHERE name = ?", name)
+
+
+async def existing(reader: Reader) -> Sequence[Row]:
+    """Names and roles of all agents that are not destroyed, by name."""
+    return await reader.all("SELECT name, role FROM agents WHERE desired <> 'destroyed' ORDER BY name")
+
+
+async def manager(reader: Reader) -> AgentName | None:
+    """The hive's manager, if it has one."""
+    row = await reader.one("SELECT name FROM agents WHERE role = 'manager' AND desired <> 'destroyed'")
+    return None if row is None else AgentName(row["name"])
+
+
+async def generation(reader: Reader, name: str) -> Row | None:
+    """The generation that was last deployed well; None before the first."""
+    return await reader.one(
+        "SELECT g.* FROM agents a JOIN generations g ON g.agent = a.name AND g.number = a.generation "
+        "WHERE a.name = ?",
+        name,
+    )
+
+
+async def generation_number(reader: Reader, name: str, number: int) -> Row | None:
+    """One generation of the agent, whatever became of it."""
+    return await reader.one("SELECT * FROM generations WHERE agent = ? AND number = ?", name, number)
+
+
+async def draft_names(reader: Reader) -> list[str]:
+    """Names of the agents that are being drafted, by name."""
+    return [row["name"] for row in await reader.all("SELECT name FROM drafts ORDER BY name")]
+
+
+async def nap(tx: Tx, name: str, until: int, reason: str) -> None:
+    """Do not wake the agent before `until` (microseconds since the epoch)."""
+    await tx.run(
+        "UPDATE agents SET wake_not_before_at = ?, nap_reason = ? WHERE name = ?", until, reason, name
+    )
+
+
+async def end_nap(tx: Tx, name: str) -> None:
+    """The agent may be woken again; a parking stays."""
+    await tx.run(
+        "UPDATE agents SET wake_not_before_at = NULL, nap_reason = '' "
+        "WHERE name = ? AND wake_not_before_at IS NOT NULL",
+        name,
+    )
+
+
+async def park(tx: Tx, name: str, until: int | None, reason: str) -> None:
+    """No turn before `until`; None: not before somebody ends the parking. `reason` is shown, never empty."""
+    assert reason, "an agent is parked for a reason"
+    await tx.run(
+        "UPDATE agents SET parked_until_at = ?, parked_reason = ? WHERE name = ?", until, reason, name
+    )
+
+
+async def set_status(tx: Tx, name: str, text: str) -> None:
+    """The short text that the agent shows beside its name."""
+    await tx.run("UPDATE agents SET status = ? WHERE name = ?", text, name)
+
+
+async def use_session(tx: Tx, name: str, session_id: str) -> None:
+    """The conversation exists from now on; nothing if the agent has another one meanwhile."""
+    await tx.run(
+        "UPDATE agents SET session_used = 1 WHERE name = ? AND session_id = ? AND session_used = 0",
+        name,
+        session_id,
+    )
+
+
+def parked_until(row: Row, now: int) -> int | None:
+    """Until when the agent is parked: 0 not at all, None without end. `now` in microseconds."""
+    if not row["parked_reason"]:
+        return 0
+    until = row["parked_until_at"]
+    return until if until is None or until > now else 0
+
+
+def napping_until(row: Row, now: int) -> int:
+    """Until when the agent naps, 0: not at all."""
+    until = row["wake_not_before_at"]
+    return until if until is not None and until > now else 0

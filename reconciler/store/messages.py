@@ -1,0 +1,130 @@
+"""Messages: who wrote what to whom, and whether it was consumed. States: queued → leased → acked, and back to
+queued when a lease is returned; the operator's go queued → read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reconciler.model.names import OPERATOR
+from reconciler.store import agents
+from reconciler.store.db import Reader, Row, Tx
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """A message to be queued. `key` makes a repeat from the same sender harmless; `urgent` ends a nap."""
+
+    sender: str
+    recipient: str
+    body: str
+    kind: str = "message"
+    urgent: bool = False
+    in_reply_to: int | None = None
+    turn: int | None = None
+    key: str | None = None
+
+
+async def add(tx: Tx, new: NewMessage) -> int:
+    """Queue the message; its id, or that of the message this sender gave the same key for that recipient."""
+    if new.key is not None:
+        known = await tx.one(
+            "SELECT id FROM messages WHERE sender = ? AND recipient = ? AND dedupe_key = ?",
+            new.sender,
+            new.recipient,
+            new.key,
+        )
+        if known is not None:
+            return int(known["id"])
+    done = await tx.run(
+        "INSERT INTO messages (sender, recipient, body, kind, urgent, in_reply_to, turn_id, dedupe_key, "
+        "state, sent_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'queued', ?)",
+        new.sender,
+        new.recipient,
+        new.body,
+        new.kind,
+        new.urgent,
+        new.in_reply_to,
+        new.turn,
+        new.key,
+        tx.now,
+    )
+    if new.urgent:
+        await agents.end_nap(tx, new.recipient)
+    about = None if new.recipient == OPERATOR else new.recipient
+    await tx.emit(
+        "message.sent", about, message=done.row_id, sender=new.sender, to=new.recipient, type=new.kind
+    )
+    return done.row_id
+
+
+async def get(reader: Reader, message: int) -> Row | None:
+    """One message."""
+    return await reader.one("SELECT * FROM messages WHERE id = ?", message)
+
+
+async def with_key(reader: Reader, sender: str, key: str) -> Sequence[Row]:
+    """What this sender sent under that key, one row per recipient, in order."""
+    return await reader.all(
+        "SELECT * FROM messages WHERE sender = ? AND dedupe_key = ? ORDER BY id", sender, key
+    )
+
+
+async def page(reader: Reader, *, agent: str | None, before: int | None, limit: int) -> Sequence[Row]:
+    """Newest first, older than the message `before`; `agent` stands on either side."""
+    return await reader.all(
+        "SELECT * FROM messages WHERE (?1 IS NULL OR id < ?1) "
+        "AND (?2 IS NULL OR sender = ?2 OR recipient = ?2) ORDER BY id DESC LIMIT ?3",
+        before,
+        agent,
+        limit,
+    )
+
+
+async def depth(reader: Reader, recipient: str) -> int:
+    """How many messages wait for `recipient`, those under a lease not counted."""
+    return await _count(
+        reader, "SELECT COUNT(*) AS n FROM messages WHERE recipient = ? AND state = 'queued'", recipient
+    )
+
+
+async def pair_depth(reader: Reader, sender: str, recipient: str) -> int:
+    """How many of them are from `sender`."""
+    return await _count(
+        reader,
+        "SELECT COUNT(*) AS n FROM messages WHERE recipient = ? AND state = 'queued' AND sender = ?",
+        recipient,
+        sender,
+    )
+
+
+async def due(reader: Reader, recipient: str, limit: int) -> Sequence[Row]:
+    """The oldest that wait, in order."""
+    return await reader.all(
+        "SELECT * FROM messages WHERE recipient = ? AND state = 'queued' ORDER BY id LIMIT ?",
+        recipient,
+        limit,
+    )
+
+
+async def urgent_waits(reader: Reader, recipient: str) -> bool:
+    """Whether something urgent waits for `recipient`."""
+    row = await reader.one(
+        "SELECT 1 FROM messages WHERE recipient = ? AND state = 'queued' AND urgent = 1 LIMIT 1", recipient
+    )
+    return row is not None
+
+
+async def mark_read(tx: Tx, message: int) -> bool:
+    """The operator has seen it; False if it was read before."""
+    done = await tx.run("UPDATE messages SET state = 'read' WHERE id = ? AND state = 'queued'", message)
+    if done.changed:
+        await tx.emit("message.read", None, message=message)
+    return bool(done.changed)
+
+
+async def _count(reader: Reader, sql: str, *values: str) -> int:
+    row = await reader.one(sql, *values)
+    assert row is not None, "a count has one row"
+    return int(row["n"])

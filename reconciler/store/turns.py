@@ -1,0 +1,115 @@
+"""Turns (open and recent; their transcript is in events.db) and directives to harnesses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from reconciler.store.db import Reader, Row, Tx
+
+DIRECTIVES_KEPT = 1000
+
+
+async def get(reader: Reader, turn: int) -> Row | None:
+    """One turn."""
+    return await reader.one("SELECT * FROM turns WHERE id = ?", turn)
+
+
+async def with_key(reader: Reader, agent: str, key: str) -> Row | None:
+    """The turn that the agent's harness began under that key."""
+    return await reader.one("SELECT * FROM turns WHERE agent = ? AND start_key = ?", agent, key)
+
+
+async def open_of(reader: Reader, agent: str) -> Sequence[Row]:
+    """The agent's open turns, oldest first; more than one only while a hello is being taken."""
+    return await reader.all("SELECT * FROM turns WHERE agent = ? AND state = 'open' ORDER BY id", agent)
+
+
+async def all_open(reader: Reader) -> Sequence[Row]:
+    """All open turns."""
+    return await reader.all("SELECT * FROM turns WHERE state = 'open' ORDER BY id")
+
+
+async def begin(
+    tx: Tx,
+    agent: str,
+    *,
+    boot: str,
+    key: str,
+    lease: int | None,
+    model: str,
+    session: str,
+    generation: int,
+) -> int:
+    """Open a turn; its id."""
+    done = await tx.run(
+        "INSERT INTO turns (agent, boot, start_key, lease_id, session_id, model, generation, state, "
+        "begun_at) VALUES (?, ?, ?, ?, ?, ?, ?, 'open', ?)",
+        agent,
+        boot,
+        key,
+        lease,
+        session,
+        model,
+        generation,
+        tx.now,
+    )
+    return done.row_id
+
+
+async def end(tx: Tx, turn: int, outcome: str, error: str) -> None:
+    """Close an open turn."""
+    await tx.run(
+        "UPDATE turns SET state = 'ended', outcome = ?, error = ?, ended_at = ? "
+        "WHERE id = ? AND state = 'open'",
+        outcome,
+        error,
+        tx.now,
+        turn,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ directives
+async def direct(tx: Tx, agent: str, kind: str, data: Mapping[str, object]) -> int:
+    """Put an order down for the agent's harness; its id. Beyond `DIRECTIVES_KEPT` the oldest go."""
+    done = await tx.run(
+        "INSERT INTO directives (agent, kind, data, created_at) VALUES (?, ?, ?, ?)",
+        agent,
+        kind,
+        json.dumps(data, separators=(",", ":"), sort_keys=True),
+        tx.now,
+    )
+    await tx.run(
+        "DELETE FROM directives WHERE agent = ?1 AND id <= (SELECT id FROM directives WHERE agent = ?1 "
+        "ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+        agent,
+        DIRECTIVES_KEPT,
+    )
+    return done.row_id
+
+
+async def directives(reader: Reader, agent: str, after: int) -> Sequence[Row]:
+    """Orders that came after the order `after`."""
+    return await reader.all(
+        "SELECT * FROM directives WHERE agent = ? AND id > ? ORDER BY id LIMIT 100", agent, after
+    )
+
+
+async def forget_directives(tx: Tx, agent: str, upto: int) -> None:
+    """The harness has them."""
+    await tx.run("DELETE FROM directives WHERE agent = ? AND id <= ?", agent, upto)
+
+
+async def forget_cancels(tx: Tx, agent: str) -> None:
+    """Orders to cancel what ran in a harness that is gone."""
+    await tx.run("DELETE FROM directives WHERE agent = ? AND kind = 'cancel'", agent)
+
+
+async def directives_done(reader: Reader, agent: str) -> int:
+    """The id after which nothing was acknowledged: what a harness asks for first."""
+    row = await reader.one(
+        "SELECT COALESCE((SELECT MIN(id) - 1 FROM directives WHERE agent = ?), "
+        "(SELECT seq FROM sqlite_sequence WHERE name = 'directives'), 0) AS n",
+        agent,
+    )
+    return int(row["n"]) if row else 0
