@@ -1,0 +1,1 @@
+"""What agents and the operator say to each other: messages under leases, turns, questions, orders, events."""

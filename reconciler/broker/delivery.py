@@ -1,0 +1,132 @@
+"""Messages on their way out: leased to one harness process, never given twice while somebody holds them.
+
+An answer can be lost on its way. A lease without a turn is therefore handed out again to the same process
+when it asks again; what a turn received is named when it ends (`EndTurn.leases`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness import wire
+from reconciler.broker import outcomes, views
+from reconciler.broker.core import Core
+from reconciler.errors import AgentError
+from reconciler.model.instants import MICRO, micros
+from reconciler.model.names import AgentName
+from reconciler.store import agents, leases, messages, turns
+from reconciler.store.db import Reader, Row, Tx
+
+WAIT_MAX_S = 180.0
+BATCH_MAX = 50
+BATCH_MAX_BYTES = 256 * 1024
+
+
+class Delivery:
+    """Long polls of harnesses, and the ends of leases that no turn holds."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def inbox(
+        self, agent: AgentName, boot: str, *, wait_s: float, limit: int, turn: int | None
+    ) -> wire.Inbox:
+        """Messages under a lease; waits for some up to `wait_s` (180 at most). Within a turn they belong to
+        it, and nap and parking do not matter: the agent is awake."""
+        deadline = self._core.clock.monotonic() + min(max(wait_s, 0.0), WAIT_MAX_S)
+        limit = max(1, min(limit, BATCH_MAX))
+        bell = self._core.inboxes[agent]
+        while True:
+            seen = bell.version
+            self._core.check_boot(agent, boot)
+            opens_at = await self._opens_at(self._core.store.state, agent, turn)
+            if opens_at == 0 and (found := await self._take(agent, boot, limit, turn)) is not None:
+                return found
+            left_s = deadline - self._core.clock.monotonic()
+            if left_s <= 0:
+                waiting = await messages.depth(self._core.store.state, agent)
+                return wire.Inbox(lease=None, messages=[], waiting=waiting)
+            if opens_at:
+                left_s = min(left_s, max(0.0, opens_at / MICRO - self._core.clock.now()))
+            await bell.wait(seen, self._core.clock, left_s)
+
+    async def _opens_at(self, reader: Reader, agent: AgentName, turn: int | None) -> int | None:
+        """From when on messages may be handed out: 0 now, None not before the bell rings."""
+        row = await agents.get(reader, agent)
+        if row is None or row["held"] or row["desired"] != "running" or agent in self._core.draining:
+            return None
+        if turn is not None:
+            return 0
+        if self._core.presence.turn_of(agent) is not None:
+            return None  # one turn at a time
+        now = micros(self._core.clock.now())
+        parked = agents.parked_until(row, now)
+        return None if parked is None else max(parked, agents.napping_until(row, now))
+
+    async def _take(self, agent: AgentName, boot: str, limit: int, turn: int | None) -> wire.Inbox | None:
+        state = self._core.store.state
+        if turn is None and (old := await leases.unbound(state, agent, boot)) is not None:
+            rows = await leases.messages(state, old["id"])
+            return await self._answer(state, agent, old["id"], rows) if rows else None
+        if turn is None and not await messages.due(state, agent, 1):
+            return None
+        async with state.transaction() as tx:
+            # Looked at again under the lock: hello, hold and end of turn go through the same one.
+            self._core.check_boot(agent, boot)
+            if turn is not None:
+                await self._check_turn(tx, agent, boot, turn)
+            if await self._opens_at(tx, agent, turn) != 0:
+                return None
+            rows = _batch(await messages.due(tx, agent, limit))
+            if not rows:
+                return None
+            lease = await leases.grant(tx, agent, boot, turn, [row["id"] for row in rows])
+            if turn is None:
+                # This poll may be one whose asker has gone; another one that waits must see the lease.
+                tx.after_commit(lambda: self._core.ring(agent))
+            return await self._answer(tx, agent, lease, rows)
+
+    async def _answer(self, reader: Reader, agent: str, lease: int, rows: Sequence[Row]) -> wire.Inbox:
+        waiting = await messages.depth(reader, agent)
+        return wire.Inbox(lease=lease, messages=[views.delivered(row) for row in rows], waiting=waiting)
+
+    async def _check_turn(self, tx: Tx, agent: str, boot: str, turn: int) -> None:
+        row = await turns.get(tx, turn)
+        if row is None or row["agent"] != agent:
+            raise AgentError(f"you have no turn {turn}", code="not-found")
+        if row["state"] != "open" or row["boot"] != boot:
+            raise AgentError(f"turn {turn} has ended", code="conflict")
+
+    async def ack(self, agent: AgentName, lease: int) -> None:
+        """The messages of a lease are consumed; nothing if they were."""
+        async with self._core.store.state.transaction() as tx:
+            await self._check_lease(tx, agent, lease, "returned")
+            await leases.ack(tx, lease)
+
+    async def return_lease(self, agent: AgentName, lease: int) -> None:
+        """The messages of a lease wait again, marked; nothing if they do."""
+        async with self._core.store.state.transaction() as tx:
+            await self._check_lease(tx, agent, lease, "acked")
+            await leases.give_back(tx, lease, failed=False)
+            tx.after_commit(lambda: self._core.ring(agent))
+
+    async def _check_lease(self, tx: Tx, agent: str, lease: int, too_late: str) -> None:
+        row = await leases.get(tx, agent, lease)
+        if row is None:
+            raise AgentError(f"you have no lease {lease}", code="not-found")
+        if row["state"] == too_late:
+            raise AgentError(f"lease {lease} was {too_late} before", code="conflict")
+
+
+def _batch(due: Sequence[Row]) -> Sequence[Row]:
+    """The first messages that fit into one answer; one that keeps failing goes alone."""
+    size, count = 0, 0
+    for row in due:
+        size += len(row["body"].encode())
+        troubled = row["failures"] >= outcomes.ALONE_AFTER
+        if count and (troubled or size > BATCH_MAX_BYTES):
+            break
+        count += 1
+        if troubled:
+            break
+    return due[:count]

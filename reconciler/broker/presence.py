@@ -1,0 +1,311 @@
+"""What every agent is doing now: one computation for every badge, list and event.
+
+`derive_state` is pure. `Presence` holds what only this process knows (hello, live turn, what passes saw of
+the container), tells `agent.state` when the answer changes, and remembers since when it holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from reconciler.agents import Now
+from reconciler.broker.signals import Signal
+from reconciler.effects.protocols import Clock, ContainerStatus
+from reconciler.errors import OperatorError
+from reconciler.model.instants import MICRO, micros, parse_stamp, stamp, stamp_or_none
+from reconciler.model.names import AgentName
+from reconciler.model.states import AgentState, Desired
+from reconciler.plan.steps import Again, Failed, Outcome, Settled, Waiting
+from reconciler.store import agents, turns
+from reconciler.store import events as history
+from reconciler.store.db import Row, Store
+
+Phase = Literal["unknown", "absent", "starting", "running", "exited"]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that decides what an agent is shown as. Instants in microseconds, 0: not; `parked_until` None:
+    without end.
+
+    `phase` as the last pass saw the container (unknown before the first); `rest` why that pass left things
+    as they are, `waits` whether for something that must happen first, `retry_at` when it looks again.
+    """
+
+    desired: Desired = Desired.RUNNING
+    phase: Phase = "running"
+    rest: str = ""
+    waits: bool = False
+    retry_at: int | None = None
+    crashes: int = 0
+    hello: bool = True
+    turn: bool = False
+    compacting: bool = False
+    held: bool = False
+    parked_until: int | None = 0
+    parked_reason: str = ""
+    napping_until: int = 0
+    nap_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A state with its reason and, where it ends by itself, its end (microseconds)."""
+
+    state: AgentState
+    reason: str = ""
+    until: int | None = None
+
+
+def derive_state(facts: Facts) -> Shown:
+    """What the agent is shown as: what its container is, else what its harness does, else why it rests."""
+    alive = facts.phase in {"starting", "running"}
+    if facts.desired is not Desired.RUNNING:
+        return Shown(AgentState.STOPPED, "its container is being stopped" if alive else "")
+    if facts.phase in {"absent", "exited"}:
+        if facts.crashes:
+            return Shown(AgentState.CRASHED, facts.rest or "its container ended", facts.retry_at)
+        return Shown(AgentState.STOPPED if facts.waits else AgentState.STARTING, facts.rest)
+    if facts.turn:
+        return Shown(AgentState.COMPACTING if facts.compacting else AgentState.THINKING)
+    if not facts.hello:
+        return Shown(AgentState.STARTING, facts.rest or "its harness has not said hello yet")
+    if facts.held:
+        return Shown(AgentState.HELD, "held by the operator")
+    if facts.parked_until != 0:
+        return Shown(AgentState.PARKED, facts.parked_reason, facts.parked_until)
+    if facts.napping_until:
+        return Shown(AgentState.NAPPING, facts.nap_reason, facts.napping_until)
+    return Shown(AgentState.IDLE)
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What only this process knows of one agent."""
+
+    boot: str | None = None
+    hello_at: float | None = None
+    turn: int | None = None
+    model: str | None = None
+    compacting: bool = False
+    context: tuple[int, int] | None = None
+    context_read: bool = False
+    phase: Phase = "unknown"
+    rest: str = ""
+    waits: bool = False
+    retry_at: int | None = None
+
+
+class Publish(Protocol):
+    """Write an event to history and stream."""
+
+    def __call__(self, kind: str, agent: str | None, **data: Any) -> Awaitable[int]: ...
+
+
+class Presence:
+    """Agents as they are now. Methods that change something are synchronous: `run` tells of it soon after."""
+
+    def __init__(self, store: Store, clock: Clock, publish: Publish) -> None:
+        self._store = store
+        self._clock = clock
+        self._publish = publish
+        self._memories: dict[str, _Memory] = {}
+        self._told: dict[str, tuple[Shown, int]] = {}
+        self._dirty: set[str] = set()
+        self._news = Signal()
+
+    async def load(self) -> None:
+        """Take up open turns of the process before: their harnesses may still be at work."""
+        for row in await turns.all_open(self._store.state):
+            self.turn_begun(AgentName(row["agent"]), row["id"], row["model"])
+
+    # ------------------------------------------------------------------------------------- what others tell
+    def hello(self, agent: AgentName, boot: str) -> None:
+        """A harness process greeted."""
+        memory = self._of(agent)
+        memory.boot, memory.hello_at = boot, self._clock.now()
+        self.touch(agent)
+
+    def gone(self, agent: AgentName) -> None:
+        """The harness is no more."""
+        memory = self._of(agent)
+        memory.boot = memory.hello_at = memory.turn = None
+        memory.compacting = False
+        self.touch(agent)
+
+    def turn_begun(self, agent: AgentName, turn: int, model: str) -> None:
+        """A turn is live from now on."""
+        memory = self._of(agent)
+        memory.turn, memory.model, memory.compacting = turn, model, False
+        self.touch(agent)
+
+    def turn_ended(self, agent: AgentName, turn: int) -> None:
+        """That turn is over."""
+        memory = self._of(agent)
+        if memory.turn == turn:
+            memory.turn, memory.compacting = None, False
+            self.touch(agent)
+
+    def compacting(self, agent: AgentName, *, on: bool) -> None:
+        """The live turn compacts, as told by the container."""
+        memory = self._of(agent)
+        if memory.compacting != on:
+            memory.compacting = on
+            self.touch(agent)
+
+    def context(self, agent: AgentName, used: int, window: int) -> None:
+        """Tokens in use and the window, as told by the container."""
+        self._of(agent).context = (used, window)
+
+    async def set_phase(self, agent: AgentName, status: ContainerStatus, outcome: Outcome) -> None:
+        """What a pass saw and why it rests; called by every pass."""
+        memory = self._of(agent)
+        rest, waits, retry_at = "", False, None
+        match outcome:
+            case Waiting(on):
+                rest, waits = f"waiting for {on}", True
+            case Failed(error):
+                rest = error
+            case Again(after_s) if status.phase in {"absent", "exited"}:
+                retry_at = micros(self._clock.now() + after_s)
+            case Again() | Settled():
+                pass
+        before = (memory.phase, memory.rest, memory.waits, memory.retry_at is None)
+        if before == (status.phase, rest, waits, retry_at is None):
+            return  # the same delay, seen a moment later, is the same instant
+        memory.phase, memory.rest, memory.waits, memory.retry_at = status.phase, rest, waits, retry_at
+        self.touch(agent)
+
+    def touch(self, agent: str) -> None:
+        """Something may have changed: look again soon."""
+        self._dirty.add(agent)
+        self._news.notify()
+
+    # --------------------------------------------------------------------------------------- what others ask
+    def boot_of(self, agent: AgentName) -> str | None:
+        """The harness process that greeted last, if it is not known to be gone."""
+        return self._of(agent).boot
+
+    def hello_of(self, agent: AgentName) -> float | None:
+        """Epoch seconds of its hello to this process."""
+        return self._of(agent).hello_at
+
+    def turn_of(self, agent: AgentName) -> int | None:
+        """The live turn."""
+        return self._of(agent).turn
+
+    async def now(self, name: AgentName) -> Now:
+        """What the agent is doing; `OperatorError` code `not-found`."""
+        row = await agents.get(self._store.state, name)
+        if row is None:
+            raise OperatorError(f"there is no agent {name[:60]!r}", code="not-found")
+        shown = derive_state(self._facts(name, row))
+        told = self._told.get(name) or await self._remembered(name)
+        if told is not None and not self._is_known(name):
+            shown = told[0]
+        since = told[1] if told is not None and told[0].state is shown.state else micros(self._clock.now())
+        used, window = await self._context_of(name) or (None, None)
+        return Now(
+            state=shown.state,
+            since=since / MICRO,
+            reason=shown.reason,
+            until=None if shown.until is None else shown.until / MICRO,
+            context_used=used,
+            context_window=window,
+            active_model=self._of(name).model,
+        )
+
+    # -------------------------------------------------------------------------------------------- telling
+    async def run(self) -> None:
+        """Tell of changes until cancelled; naps and parkings that end by themselves, too."""
+        for row in await agents.existing(self._store.state):
+            self._dirty.add(row["name"])
+        while True:
+            seen = self._news.version
+            names, self._dirty = self._dirty, set()
+            for name in sorted(names):
+                await self.tell(name)
+            now = micros(self._clock.now())
+            ends = {n: s.until for n, (s, _) in self._told.items() if s.until is not None and s.until > now}
+            pause_s = (min(ends.values()) - now) / MICRO if ends else None
+            if not await self._news.wait(seen, self._clock, pause_s):
+                now = micros(self._clock.now())
+                self._dirty.update(name for name, until in ends.items() if until <= now)
+
+    async def tell(self, name: str) -> None:
+        """Publish the agent's state if it is another than the last one told."""
+        row = await agents.get(self._store.state, name)
+        if row is None:
+            return
+        told = self._told.get(name) or await self._remembered(name)
+        if told is not None:
+            self._told[name] = told
+            if not self._is_known(name):
+                return  # nothing is known yet that history does not say better
+        shown = derive_state(self._facts(name, row))
+        if told is not None and told[0] == shown:
+            return
+        since = told[1] if told is not None and told[0].state is shown.state else micros(self._clock.now())
+        self._told[name] = (shown, since)
+        await self._publish(
+            "agent.state",
+            name,
+            state=str(shown.state),
+            reason=shown.reason,
+            until=stamp_or_none(shown.until),
+            since=stamp(since),
+        )
+
+    # ------------------------------------------------------------------------------------------- inside
+    def _of(self, agent: str) -> _Memory:
+        return self._memories.setdefault(agent, _Memory())
+
+    def _is_known(self, name: str) -> bool:
+        memory = self._of(name)
+        return memory.phase != "unknown" or memory.hello_at is not None or memory.turn is not None
+
+    def _facts(self, name: str, row: Row) -> Facts:
+        memory, now = self._of(name), micros(self._clock.now())
+        return Facts(
+            desired=Desired(row["desired"]),
+            phase=memory.phase,
+            rest=memory.rest,
+            waits=memory.waits,
+            retry_at=_whole_ms(memory.retry_at),
+            crashes=row["crashes"],
+            hello=memory.hello_at is not None,
+            turn=memory.turn is not None,
+            compacting=memory.compacting,
+            held=bool(row["held"]),
+            parked_until=_whole_ms(agents.parked_until(row, now)),
+            parked_reason=row["parked_reason"],
+            napping_until=_whole_ms(agents.napping_until(row, now)) or 0,
+            nap_reason=row["nap_reason"],
+        )
+
+    async def _remembered(self, name: str) -> tuple[Shown, int] | None:
+        """The last state that history tells of, and since when."""
+        row = await history.last_state(self._store.events, name)
+        if row is None:
+            return None
+        data = json.loads(row["data"])
+        until = None if data["until"] is None else parse_stamp(data["until"])
+        return Shown(AgentState(data["state"]), data["reason"], until), parse_stamp(data["since"])
+
+    async def _context_of(self, name: str) -> tuple[int, int] | None:
+        memory = self._of(name)
+        if memory.context is None and not memory.context_read:
+            memory.context_read = True
+            row = await history.last_context(self._store.events, name)
+            if row is not None and memory.context is None:
+                data = json.loads(row["data"])
+                memory.context = (data["used_tokens"], data["window_tokens"])
+        return memory.context
+
+
+def _whole_ms(instant: int | None) -> int | None:
+    """As it is told: in milliseconds, so that it equals what history gives back."""
+    return None if instant is None else instant // 1000 * 1000
