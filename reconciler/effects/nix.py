@@ -70,6 +70,11 @@ class RealNix:
             raise InvalidError(
                 "the commit has no agent.nix", hint="every agent's repository has one at its top"
             )
+        for path in (tree, tree / "agent.nix"):
+            if not self._can_read(path):
+                raise PermanentError(
+                    f"{path} cannot be read by {self._config.build_user}, which evaluates it"
+                )
         async with self._evaluations:
             text = await self._sandboxed(tree)
         try:
@@ -135,6 +140,13 @@ class RealNix:
     # ------------------------------------------------------------------------------------------- inside
     def _profile(self, name: AgentName) -> Path:
         return self._profiles / name
+
+    def _can_read(self, path: Path) -> bool:
+        """By mode and owner; else the agent would be blamed for what hived did wrong."""
+        found, (uid, gid) = path.stat(), process.identity(self._config.build_user)
+        bits = 0o500 if found.st_uid == uid else 0o050 if found.st_gid == gid else 0o005
+        needed = bits if path.is_dir() else bits & 0o444
+        return found.st_mode & needed == needed
 
     async def _sandboxed(self, tree: Path) -> str:
         """Standard output of the evaluation; whatever the hostile code does ends as `InvalidError`."""
