@@ -84,15 +84,16 @@ def peer_of(connection: socket.socket) -> Peer:
     return Peer(pid, uid & 0xFFFFFFFF, gid & 0xFFFFFFFF, frozenset(supplementary) | {gid & 0xFFFFFFFF})
 
 
-def bind(path: Path, *, mode: int, uid: int, gid: int) -> Bound:
-    """A non-blocking listening socket at `path` with that owner and mode, in place of whatever was there.
+def bind(path: Path, *, mode: int, uid: int, gid: int, kind: int = socket.SOCK_STREAM) -> Bound:
+    """A non-blocking listening socket (a stream, or another `kind`) at `path` with that owner and mode, in
+    place of whatever was there.
 
     The folder must exist. It may belong to somebody hostile: nothing is followed, and owner and mode are set
     on the inode that was bound. Safe to repeat; the old socket's listener is not told. `PermanentError` if
     the folder is missing or not writable.
     """
     temporary = f".{path.name}.{secrets.token_hex(4)}"
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     folder = -1
     try:
         folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -1,0 +1,332 @@
+"""hived's end of the gateway: which agents it serves, and what they spent.
+ Level-triggered: `configure` says what shall be, and every connection brings the gateway to it, whichever
+of the two was away. The listening sockets are made here, because only root can give them to the agents;
+they stay open here too, so that a harness that connects while the gateway restarts waits instead of being
+refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import structlog
+from pydantic import ValidationError
+
+from reconciler.control import models as api
+from reconciler.errors import HiveError, TemporaryError
+from reconciler.gateway.messages import (
+    REPLIES,
+    VERSION,
+    AgentPolicy,
+    Answer,
+    AskSpending,
+    DropAgent,
+    Hello,
+    LimitEvent,
+    RefusalEvent,
+    Request,
+    SetAgent,
+    SpendingRow,
+    UsageEvent,
+)
+from reconciler.gateway.packets import Closed, Packets
+from reconciler.sockets import Bound, bind
+
+log = structlog.get_logger("gateway.client")
+
+CONNECT_S = 5.0
+ANSWER_S = 10.0
+RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+HISTORY_DAYS = 92
+_MICRO = 1_000_000
+
+
+def _nothing(_event: object) -> None:
+    """A callback nobody asked for."""
+
+
+class GatewayClient:
+    """One connection to the gateway, made anew for ever; also a `Spending` for the service of agents.
+
+    `on_usage`, `on_limit` and `on_refusal` are called in order and must not block; events that happen
+    while hived is away are not told again, but what was spent is in `rows`. `problems`: agent → why it is
+    not served.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        on_usage: Callable[[UsageEvent], None] = _nothing,
+        on_limit: Callable[[LimitEvent], None] = _nothing,
+        on_refusal: Callable[[RefusalEvent], None] = _nothing,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._run_dir = run_dir
+        self._on_usage, self._on_limit, self._on_refusal = on_usage, on_limit, on_refusal
+        self._now = now
+        self._wanted: dict[str, AgentPolicy] = {}
+        self._bound: dict[str, Bound] = {}
+        self._applying = asyncio.Lock()
+        self._connection: _Connection | None = None
+        self._rows: dict[tuple[str, str, str], SpendingRow] = {}
+        self.problems: dict[str, str] = {}
+
+    @property
+    def connected(self) -> bool:
+        """Whether the gateway is there and was brought to what shall be."""
+        return self._connection is not None and self._connection.ready
+
+    async def run(self) -> None:
+        """Keep a connection until cancelled; a guarded task of hived."""
+        failures = 0
+        try:
+            while True:
+                try:
+                    packets = await Packets.connect(str(self._control_path()), timeout_s=CONNECT_S)
+                except (OSError, TimeoutError) as error:
+                    if failures == 0:
+                        log.warning("gateway.away", error=str(error))
+                else:
+                    failures = 0
+                    await self._use(packets)
+                await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
+                failures += 1
+        finally:
+            for bound in self._bound.values():
+                bound.close(unlink=False)  # the gateway serves on
+            self._bound.clear()
+
+    async def configure(self, policies: Sequence[AgentPolicy]) -> None:
+        """Let the gateway serve exactly these agents. Done on return if the gateway is there, else when
+        it comes.
+
+        An agent whose run directory does not exist yet is in `problems`, and is tried again with the next
+        call.
+        """
+        self._wanted = {policy.agent: policy for policy in policies}
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(Closed, TimeoutError):  # `run` sees it too, and begins anew
+                await self._apply(connection)
+
+    async def today(self) -> dict[str, tuple[int, float]]:
+        """Tokens (input, output, cache writes) and dollars of the host-local day by agent."""
+        day = self._day(0)
+        found: dict[str, tuple[int, float]] = {}
+        for row in self._rows.values():
+            if row.day == day:
+                tokens, usd = found.get(row.agent, (0, 0.0))
+                counted = row.input_tokens + row.output_tokens + row.cache_write_tokens
+                found[row.agent] = (tokens + counted, usd + row.usd_micro / _MICRO)
+        return found
+
+    async def rows(self) -> Sequence[api.Spending]:
+        """Spending of the last `HISTORY_DAYS` days, the newest day first; as last known if the gateway is
+        away."""
+        ordered = sorted(self._rows.values(), key=lambda row: (row.agent, row.model))
+        ordered.sort(key=lambda row: row.day, reverse=True)
+        return [_spending(row) for row in ordered]
+
+    async def spending(self, since_day: str) -> Sequence[SpendingRow]:
+        """Rows of days from `since_day` on, asked of the gateway; `TemporaryError` if it is away."""
+        connection = self._connection
+        if connection is None:
+            raise TemporaryError("the gateway is away")
+        try:
+            return await _all_spending(connection, since_day)
+        except (Closed, TimeoutError) as error:
+            raise TemporaryError(f"the gateway did not answer: {error}") from error
+
+    def _control_path(self) -> Path:
+        return self._run_dir / "gateway" / "control.sock"
+
+    def _socket_path(self, agent: str) -> Path:
+        return self._run_dir / "agents" / agent / "model.sock"
+
+    def _day(self, ago: int) -> str:
+        then = dt.datetime.fromtimestamp(self._now(), dt.UTC).astimezone() - dt.timedelta(days=ago)
+        return then.date().isoformat()
+
+    async def _use(self, packets: Packets) -> None:
+        """Work with one connection until it ends."""
+        connection = _Connection(packets, self._heard)
+        reading = asyncio.create_task(connection.read(), name="gateway replies")
+        try:
+            hello = await connection.ask(Hello(id=0, version=VERSION))
+            if hello.error:
+                log.error("gateway.refused", error=hello.error)
+                return
+            connection.held = dict(hello.held)
+            self._connection = connection
+            for row in await _all_spending(connection, self._day(HISTORY_DAYS)):
+                self._take(row)
+            await self._apply(connection)
+            connection.ready = True
+            log.info("gateway.connected", held=len(hello.held), serving=len(self._wanted))
+            await reading
+        except (Closed, TimeoutError) as error:
+            log.warning("gateway.lost", error=str(error))
+        finally:
+            self._connection = None
+            reading.cancel()
+            packets.close()
+            with contextlib.suppress(asyncio.CancelledError, Closed):
+                await reading
+
+    async def _apply(self, connection: _Connection) -> None:
+        """Bring the gateway to what is wanted; what it has already is not sent again."""
+        async with self._applying:
+            for agent in sorted((connection.held.keys() | self._bound.keys()) - self._wanted.keys()):
+                if agent in connection.held:
+                    await connection.ask(DropAgent(id=0, agent=agent))
+                    del connection.held[agent]
+                connection.sent.pop(agent, None)
+                self.problems.pop(agent, None)
+                if bound := self._bound.pop(agent, None):
+                    bound.close(unlink=True)
+            for agent, policy in sorted(self._wanted.items()):
+                try:
+                    await self._set(connection, policy)
+                    self.problems.pop(agent, None)
+                except HiveError as error:
+                    if self.problems.get(agent) != error.message:
+                        log.warning("gateway.agent_not_served", agent=agent, error=error.message)
+                    self.problems[agent] = error.message
+
+    async def _set(self, connection: _Connection, policy: AgentPolicy) -> None:
+        agent = policy.agent
+        name = self._ensure_socket(policy, connection.held.get(agent))
+        passes = connection.held.get(agent) != name
+        if not passes and connection.sent.get(agent) == policy:
+            return
+        fds = [self._bound[agent].sock.fileno()] if passes else []
+        answer = await connection.ask(SetAgent(id=0, policy=policy, socket=name), fds)
+        if answer.error:
+            raise TemporaryError(answer.error)
+        connection.held[agent], connection.sent[agent] = name, policy
+
+    def _ensure_socket(self, policy: AgentPolicy, held: str | None) -> str:
+        """The name of the agent's socket; a new one is made unless the one in place is ours or the
+        gateway's."""
+        path = self._socket_path(policy.agent)
+        there = _name_of(path, policy.uid_base)
+        bound = self._bound.get(policy.agent)
+        if there is not None and (there == held or (bound is not None and bound.is_in_place())):
+            return there
+        if bound is not None:
+            bound.close(unlink=False)
+        self._bound[policy.agent] = bind(path, mode=0o600, uid=policy.uid_base, gid=policy.uid_base)
+        made = _name_of(path, policy.uid_base)
+        if made is None:
+            raise TemporaryError(f"the socket {path} was replaced while it was made")
+        return made
+
+    def _heard(self, event: UsageEvent | LimitEvent | RefusalEvent) -> None:
+        match event:
+            case UsageEvent():
+                self._take(event.row)
+                self._on_usage(event)
+            case LimitEvent():
+                self._on_limit(event)
+            case RefusalEvent():
+                self._on_refusal(event)
+
+    def _take(self, row: SpendingRow) -> None:
+        key = (row.day, row.agent, row.model)
+        known = self._rows.get(key)
+        # Rows only grow; a page that was asked for before an event must not undo it.
+        if known is None or row.requests >= known.requests:
+            self._rows[key] = row
+
+
+class _Connection:
+    """Requests and answers over packets. `held` and `sent` are what the gateway is known to have."""
+
+    def __init__(
+        self, packets: Packets, heard: Callable[[UsageEvent | LimitEvent | RefusalEvent], None]
+    ) -> None:
+        self.held: dict[str, str] = {}
+        self.sent: dict[str, AgentPolicy] = {}
+        self.ready = False
+        self._packets = packets
+        self._heard = heard
+        self._ids = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[Answer]] = {}
+
+    async def ask(self, request: Request, fds: Sequence[int] = ()) -> Answer:
+        """Send a request and wait for its answer. Raises `Closed` or `TimeoutError`."""
+        number = next(self._ids)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                text = request.model_copy(update={"id": number}).model_dump_json().encode()
+                await self._packets.send(text, fds)
+                return await answer
+        finally:
+            del self._asked[number]
+
+    async def read(self) -> None:
+        """Take replies until the connection ends; then every question gets `Closed`."""
+        try:
+            while True:
+                text, _ = await self._packets.receive()
+                try:
+                    reply = REPLIES.validate_json(text)
+                except ValidationError as error:
+                    raise Closed(f"a malformed reply: {error.errors(include_url=False)[0]['msg']}") from None
+                if not isinstance(reply, Answer):
+                    self._heard(reply)
+                elif (waiting := self._asked.get(reply.id)) is not None and not waiting.done():
+                    waiting.set_result(reply)
+        finally:
+            for waiting in self._asked.values():
+                if not waiting.done():
+                    waiting.set_exception(Closed("the connection ended"))
+
+
+async def _all_spending(connection: _Connection, since: str) -> list[SpendingRow]:
+    rows: list[SpendingRow] = []
+    after = ("", "", "")
+    while True:
+        page = await connection.ask(AskSpending(id=0, since=since, after=after))
+        if page.error:
+            raise Closed(page.error)
+        rows += page.rows
+        if not page.more or not page.rows:
+            return rows
+        last = page.rows[-1]
+        after = (last.day, last.agent, last.model)
+
+
+def _name_of(path: Path, uid: int) -> str | None:
+    """A name for the socket file at `path` that no other file will ever have; None if there is none of
+    that owner."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    if not path.is_socket() or found.st_uid != uid:
+        return None
+    return f"{found.st_dev}:{found.st_ino}:{found.st_mtime_ns}"
+
+
+def _spending(row: SpendingRow) -> api.Spending:
+    return api.Spending(
+        agent=row.agent,
+        day=row.day,
+        model=row.model,
+        requests=row.requests,
+        input_tokens=row.input_tokens,
+        output_tokens=row.output_tokens,
+        cache_read_tokens=row.cache_read_tokens,
+        cache_write_tokens=row.cache_write_tokens,
+        usd=row.usd_micro / _MICRO,
+    )

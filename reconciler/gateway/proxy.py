@@ -1,0 +1,259 @@
+"""The way of one request: screened, reserved, forwarded, streamed through, settled.
+ Called for every request on an agent's `model.sock`, whose peer is proven. Errors go to the agent in the
+API's own shape; what the operator should know of them goes to `tell`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import email.utils
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import aiohttp
+import structlog
+from aiohttp import web
+
+from reconciler.gateway.charges import Cashier
+from reconciler.gateway.credential import CredentialError
+from reconciler.gateway.deadlines import Bounds, Deadlines
+from reconciler.gateway.messages import AgentPolicy, LimitEvent, RefusalEvent
+from reconciler.gateway.places import Allowance
+from reconciler.gateway.screening import BODY_LIMIT_BYTES, Refusal, Rules, Screened, forwarded_headers, screen
+from reconciler.gateway.upstream import Unreachable, Upstream
+from reconciler.gateway.usage import Meter
+
+log = structlog.get_logger("gateway")
+
+_MESSAGES = frozenset({"/v1/messages", "/v1/messages?beta=true"})
+_COUNT = frozenset({"/v1/messages/count_tokens", "/v1/messages/count_tokens?beta=true"})
+_PASSED_BACK = re.compile(r"content-type|request-id|retry-after|x-should-retry|anthropic-ratelimit-[a-z-]+")
+# A body that takes long to check keeps the others waiting; its agent then waits this many times as long.
+_SLOW_CHECK_S = 0.05
+_SLOW_CHECK_FACTOR = 4
+_LIMITED = frozenset({429, 529})
+
+
+@dataclass(slots=True)
+class Client:
+    """One agent as the data path knows it; `policy` and `rules` are replaced while requests are under way."""
+
+    policy: AgentPolicy
+    rules: Rules
+    bounds: Bounds
+    places: Allowance = field(init=False)
+    memory: Allowance = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.places = Allowance(self.bounds.requests)
+        self.memory = Allowance(self.bounds.body_bytes)
+
+
+class Proxy:
+    """Forwards the requests of all agents to one upstream."""
+
+    def __init__(
+        self,
+        *,
+        upstream: Upstream,
+        cashier: Cashier,
+        deadlines: Deadlines,
+        now: Callable[[], float],
+        tell: Callable[[LimitEvent | RefusalEvent], None],
+    ) -> None:
+        self._upstream = upstream
+        self._cashier = cashier
+        self._deadlines = deadlines
+        self._now = now
+        self._tell = tell
+
+    async def handle(self, client: Client, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request; never raises but for cancellation (the agent hung up)."""
+        try:
+            if request.method == "HEAD" and request.raw_path == "/":
+                return web.Response()
+            _check_endpoint(request)
+            return await self._post(client, request)
+        except Refusal as refusal:
+            return self._refuse(client, refusal)
+        except CredentialError as error:
+            log.warning("credential.unusable", error=str(error))
+            told = "the host has no usable credential for the API"
+            return self._refuse(client, Refusal(401, "authentication_error", told, reason="credential"))
+        except Unreachable as error:
+            return self._refuse(client, Refusal(502, "api_error", error.message, reason="upstream"))
+        except ConnectionError:
+            return web.Response(status=400)  # the agent hung up: nobody reads this
+        except Exception:  # the request loop of this socket: a bug must not take the gateway down
+            log.exception("request.bug", agent=client.policy.agent)
+            return _error(Refusal(500, "api_error", "the gateway failed"))
+
+    async def _post(self, client: Client, request: web.BaseRequest) -> web.StreamResponse:
+        headers = forwarded_headers(request.headers.items(), client.rules)
+        length = request.content_length
+        if length is not None and length > BODY_LIMIT_BYTES:
+            raise _too_large()
+        counting = request.raw_path in _COUNT
+        async with contextlib.AsyncExitStack() as held:
+            await self._enter(held, client.places, 1)
+            await self._enter(held, client.memory, BODY_LIMIT_BYTES if length is None else length)
+            raw = await self._body(request)
+            begun = time.monotonic()
+            screened = screen(raw, client.rules, counting=counting)
+            if (taken := time.monotonic() - begun) > _SLOW_CHECK_S:
+                await asyncio.sleep(taken * _SLOW_CHECK_FACTOR)
+            if counting:
+                return await self._count(client, raw, request.raw_path, headers)
+            return await self._message(client, request, screened, raw, headers)
+
+    async def _enter(self, held: contextlib.AsyncExitStack, allowance: Allowance, amount: int) -> None:
+        """Take from the agent's allowance, waiting for its own earlier requests."""
+        try:
+            async with asyncio.timeout(self._deadlines.place_s):
+                await held.enter_async_context(allowance.taking(amount))
+        except TimeoutError:
+            told = "too many requests of this agent at once"
+            raise Refusal(529, "overloaded_error", told, reason="busy") from None
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._deadlines.body_s):
+                async for piece in request.content.iter_any():
+                    pieces.append(piece)
+                    size += len(piece)
+                    if size > BODY_LIMIT_BYTES:
+                        raise _too_large()
+        except TimeoutError:
+            raise Refusal(408, "timeout_error", "the body did not come in time") from None
+        return b"".join(pieces)
+
+    async def _count(
+        self, client: Client, raw: bytes, path_and_query: str, headers: Mapping[str, str]
+    ) -> web.StreamResponse:
+        answer = await self._upstream.post(
+            path_and_query, raw, headers, deadline_s=self._deadlines.first_byte_s
+        )
+        async with answer:
+            return await self._whole(client, answer)
+
+    async def _message(
+        self,
+        client: Client,
+        request: web.BaseRequest,
+        screened: Screened,
+        raw: bytes,
+        headers: Mapping[str, str],
+    ) -> web.StreamResponse:
+        charge, body = await self._cashier.reserve(client.policy, screened, raw, headers)
+        meter = Meter()
+        costs = True
+        try:
+            deadline = self._deadlines.first_byte_s if screened.stream else self._deadlines.whole_s
+            answer = await self._upstream.post(request.raw_path, body, headers, deadline_s=deadline)
+            async with answer:
+                costs = answer.status == 200
+                if costs and answer.content_type == "text/event-stream":
+                    return await self._stream(client, request, answer, meter)
+                response = await self._whole(client, answer)
+                meter.read_whole(response.body)
+                return response
+        except (Unreachable, CredentialError) as error:
+            costs = isinstance(error, Unreachable) and error.sent
+            raise
+        finally:
+            if not costs:
+                await self._cashier.release(charge)
+            elif meter.finished:
+                await self._cashier.settle(charge, meter.usage)
+            else:
+                await self._cashier.forfeit(charge, meter)
+
+    async def _whole(self, client: Client, answer: aiohttp.ClientResponse) -> web.Response:
+        """An answer in one piece, passed on; a limit is told to the host, too."""
+        text = await self._upstream.read(answer)
+        if answer.status in _LIMITED:
+            self._tell(
+                LimitEvent(
+                    agent=client.policy.agent,
+                    turn=client.policy.turn,
+                    status=answer.status,
+                    message=text[:500].decode("utf-8", "replace"),
+                    until=_until(answer.headers.get("retry-after", ""), self._now()),
+                )
+            )
+        return web.Response(status=answer.status, body=text, headers=_passed_back(answer))
+
+    async def _stream(
+        self, client: Client, request: web.BaseRequest, answer: aiohttp.ClientResponse, meter: Meter
+    ) -> web.StreamResponse:
+        """Pass the events on as they come. When the agent hangs up, read on for a moment to learn the
+        price."""
+        response = web.StreamResponse(headers={**_passed_back(answer), "cache-control": "no-cache"})
+        try:
+            await response.prepare(request)
+            while piece := await self._piece(answer):
+                meter.feed(piece)
+                await response.write(piece)
+        except (asyncio.CancelledError, ConnectionError):
+            await self._drain(answer, meter)
+            raise
+        except (TimeoutError, aiohttp.ClientError):
+            log.warning("upstream.broke_off", agent=client.policy.agent)
+        if not meter.finished and request.transport is not None:
+            request.transport.abort()  # an answer that was cut must not look like one that ended
+        return response
+
+    async def _piece(self, answer: aiohttp.ClientResponse) -> bytes:
+        async with asyncio.timeout(self._deadlines.idle_s):
+            return await answer.content.readany()
+
+    async def _drain(self, answer: aiohttp.ClientResponse, meter: Meter) -> None:
+        with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+            async with asyncio.timeout(self._deadlines.drain_s):
+                while piece := await answer.content.readany():
+                    meter.feed(piece)
+
+    def _refuse(self, client: Client, refusal: Refusal) -> web.Response:
+        policy = client.policy
+        self._tell(
+            RefusalEvent(agent=policy.agent, turn=policy.turn, reason=refusal.reason, message=refusal.message)
+        )
+        return _error(refusal)
+
+
+def _check_endpoint(request: web.BaseRequest) -> None:
+    if request.raw_path not in _MESSAGES | _COUNT:
+        told = "only /v1/messages and /v1/messages/count_tokens are served"
+        raise Refusal(404, "not_found_error", told)
+    if request.method != "POST":
+        raise Refusal(405, "invalid_request_error", "only POST is served here")
+
+
+def _error(refusal: Refusal) -> web.Response:
+    body = {"type": "error", "error": {"type": refusal.kind, "message": f"hyperhive: {refusal.message}"}}
+    return web.json_response(body, status=refusal.status)
+
+
+def _too_large() -> Refusal:
+    return Refusal(413, "request_too_large", f"a request has {BODY_LIMIT_BYTES} bytes at most")
+
+
+def _passed_back(answer: aiohttp.ClientResponse) -> dict[str, str]:
+    """The headers that the agent may see: nothing of cookies, organisations or servers."""
+    return {
+        name.lower(): value for name, value in answer.headers.items() if _PASSED_BACK.fullmatch(name.lower())
+    }
+
+
+def _until(retry_after: str, now: float) -> float | None:
+    """The instant that a retry-after header means, as seconds or as a date."""
+    if retry_after.isdigit() and len(retry_after) < 8:
+        return now + int(retry_after)
+    with contextlib.suppress(ValueError):
+        return email.utils.parsedate_to_datetime(retry_after).timestamp()
+    return None
