@@ -67,6 +67,7 @@ request that the commit be applied; the operator decides.
 """,
 }
 
+_LINE_MAX = 80
 _SEND = {Role.AGENT: ("manager", "operator"), Role.MANAGER: ("*", "operator")}
 
 
@@ -90,7 +91,10 @@ def nix_string(text: str) -> str:
 
 
 def nix_list(items: Sequence[str]) -> str:
-    """A Nix list of strings, one per line inside `hyperhive = { … }`."""
+    """A Nix list of strings inside `hyperhive = { … }`: on one line if that stays readable."""
     if not items:
         return "[ ]"
+    line = "[ " + " ".join(nix_string(item) for item in items) + " ]"
+    if len(line) <= _LINE_MAX:
+        return line
     return "[\n" + "".join(f"      {nix_string(item)}\n" for item in items) + "    ]"

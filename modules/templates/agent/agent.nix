@@ -10,16 +10,10 @@
     role = "agent";
 
     # Shell commands that may run, as Claude Code patterns. The empty list means no shell.
-    bash.allow = [
-      "git *"
-      "rg *"
-    ];
+    bash.allow = [ ];
 
     # Whom this agent may send messages to: names of agents, "manager", "operator", or "*".
-    send.allow = [
-      "manager"
-      "operator"
-    ];
+    send.allow = [ "manager" "operator" ];
 
     # A file of this repository whose text is added to the system prompt.
     prompt = "prompt.md";
