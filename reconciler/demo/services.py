@@ -6,6 +6,7 @@ of systemd).
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 SOURCE = "/opt/hyperhive"
@@ -63,13 +64,17 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One long-running process. It is started again when it ends, with a growing delay."""
+    """One long-running process. It is started again when it ends, with a growing delay.
+
+    `is_watcher`: it reacts to the end of others, so it is ended before them.
+    """
 
     name: str
     argv: tuple[str, ...]
     environment: dict[str, str]
     uid: int = 0
     gid: int = 0
+    is_watcher: bool = False
 
 
 def configuration(port: int, credential: Credential | None) -> dict[str, object]:
@@ -108,8 +113,8 @@ def services(port: int, *, scripted: bool, proxies: dict[str, str]) -> tuple[Ser
         Service("nix-daemon", ("nix-daemon",), ENVIRONMENT | {"NIX_REMOTE": ""}),
         *(model if scripted else ()),
         _python("gateway", "reconciler.gateway", user=GATEWAY, environment=proxies),
-        _python("hived", "reconciler"),
-        _python("ui", "ui", "--port", str(port), user=UI),
+        dataclasses.replace(_python("hived", "reconciler"), is_watcher=True),
+        dataclasses.replace(_python("ui", "ui", "--port", str(port), user=UI), is_watcher=True),
     )
 
 

@@ -8,6 +8,7 @@ process.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -30,8 +31,7 @@ _FIRST_DELAY_S = 1.0
 _LAST_DELAY_S = 30.0
 # A service that lived this long had a good start: its next delay is the first one again.
 _GOOD_LIFE_S = 5.0
-_STOP_S = 5.0
-_ORPHANS_STOP_S = 3.0
+_STOP_S = 4.0
 _HOUSEKEEPING_S = 15.0
 
 
@@ -79,8 +79,7 @@ class Supervisor:
                     self._trim_logs()
                 if selector.select(self._pause(housekeeping_at)):
                     _drain(wake_read)
-        self._end_services()
-        self._end_orphans()
+        self._end()
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
@@ -146,21 +145,21 @@ class Supervisor:
             _tell("ended", member.service.name, how=how, again_in_s=member.delay_s)
         member.delay_s = min(_LAST_DELAY_S, member.delay_s * 2)
 
-    def _end_services(self) -> None:
-        """SIGTERM in the reverse order of the start, each with a deadline."""
-        for member in reversed(self._members):
-            if member.process is None:
-                continue
-            member.process.terminate()
-            if not self._wait(partial(_has_ended, member), _STOP_S):
-                member.process.kill()
-                _tell("killed", member.service.name)
+    def _end(self) -> None:
+        """SIGTERM in waves, each with a deadline.
 
-    def _end_orphans(self) -> None:
-        """The shims of the containers, which stop their containers in order."""
-        for pid in _children():
-            os.kill(pid, signal.SIGTERM)
-        self._wait(lambda: not _children(), _ORPHANS_STOP_S)
+        First whoever watches over the containers, or their end would look like a crash to it; then all others,
+        the orphans among them: shims, which stop their containers in order.
+        """
+        watchers = [m for m in self._members if m.service.is_watcher and m.process is not None]
+        for wave in ([m.process.pid for m in watchers if m.process is not None], _children()):
+            for pid in wave:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            if not self._wait(partial(_are_gone, wave), _STOP_S):
+                _tell("late", "", pids=[pid for pid in wave if pid in _children()])
+            for pid in set(wave) & set(_children()):
+                os.kill(pid, signal.SIGKILL)
 
     def _wait(self, is_done: Callable[[], bool], deadline_s: float) -> bool:
         until = time.monotonic() + deadline_s
@@ -179,8 +178,8 @@ class Supervisor:
                 os.truncate(path, 0)
 
 
-def _has_ended(member: _Running) -> bool:
-    return member.process is None
+def _are_gone(pids: list[int]) -> bool:
+    return not set(pids) & set(_children())
 
 
 def _log_file(name: str) -> Path:
@@ -215,10 +214,7 @@ def write_services(path: Path, services: tuple[Service, ...]) -> None:
 
 def read_services(path: Path) -> tuple[Service, ...]:
     """The inverse of `write_services`."""
-    return tuple(
-        Service(entry["name"], tuple(entry["argv"]), entry["environment"], entry["uid"], entry["gid"])
-        for entry in json.loads(path.read_text())
-    )
+    return tuple(Service(**entry | {"argv": tuple(entry["argv"])}) for entry in json.loads(path.read_text()))
 
 
 def main() -> int:
