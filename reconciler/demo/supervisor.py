@@ -148,7 +148,7 @@ class Supervisor:
     def _end(self) -> None:
         """SIGTERM in waves, each with a deadline.
 
-        First whoever watches over the containers, or their end would look like a crash to it; then all others,
+        First whoever watches the containers, or their end would look like a crash to it; then all others,
         the orphans among them: shims, which stop their containers in order.
         """
         watchers = [m for m in self._members if m.service.is_watcher and m.process is not None]
