@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HiveError as error:
         sys.stderr.write(f"hive-gateway: {error.message}\n")
         return 1
+    except OSError as error:
+        sys.stderr.write(f"hive-gateway: cannot run: {error}\n")
+        return 1
     return 0
 
 

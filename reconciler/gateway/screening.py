@@ -207,7 +207,7 @@ def _check_blocks(content: Any, server: frozenset[str]) -> None:
         for block in blocks:
             if not isinstance(block, dict):
                 raise _malformed("content: each block is an object")
-            kind = block.get("type")
+            kind = _word(block.get("type"))
             if kind not in _BLOCKS and not _named(kind, server):
                 raise _closed(f"the content block {_short(kind)}", kind)
             _check_source(kind, block, server)
@@ -217,11 +217,11 @@ def _check_blocks(content: Any, server: frozenset[str]) -> None:
                 waiting.append(block["source"].get("content"))
 
 
-def _check_source(kind: Any, block: Mapping[str, Any], server: frozenset[str]) -> None:
+def _check_source(kind: str, block: Mapping[str, Any], server: frozenset[str]) -> None:
     """Nothing that the API would fetch, from the internet or from the operator's own files there."""
     if kind in {"image", "document"}:
         source = block.get("source")
-        origin = source.get("type") if isinstance(source, dict) else None
+        origin = _word(source.get("type")) if isinstance(source, dict) else ""
         if origin not in _SOURCES and not _named(origin, server):
             raise _closed(f"the {kind} source {_short(origin)}", origin)
     elif kind in {"tool_addition", "tool_removal"}:
@@ -239,6 +239,11 @@ def _only(what: str, found: Mapping[str, Any], known: frozenset[str], server: fr
 def _named(kind: Any, server: frozenset[str]) -> bool:
     """Whether the spec names it, as it is or without its date."""
     return isinstance(kind, str) and (kind in server or _VERSIONED.sub("", kind) in server)
+
+
+def _word(value: Any) -> str:
+    """A type's name; anything but a text is none."""
+    return value if isinstance(value, str) else ""
 
 
 def _limit(value: Any) -> int:

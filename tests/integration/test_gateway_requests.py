@@ -132,7 +132,8 @@ async def test_a_peer_of_any_other_uid_is_closed_unread(lab: Lab, offset: int) -
     ("POST", "/v1/messages/batches", 404), ("POST", "/v1/files", 404), ("GET", "/v1/models", 404),
     ("POST", "/v1/messages/", 404), ("POST", "//v1/messages", 404), ("POST", "/v1/messages?beta=false", 404),
     ("POST", "/v1/messages?beta=true&x=1", 404), ("POST", "/v1/%6dessages", 404),
-    ("POST", "/v1/complete", 404), ("OPTIONS", "/v1/messages", 405), ("HEAD", "/v1/messages", 405), ("GET", "/__log", 404),
+    ("POST", "/v1/complete", 404), ("OPTIONS", "/v1/messages", 405), ("HEAD", "/v1/messages", 405),
+    ("GET", "/__log", 404),
 ])  # fmt: skip
 async def test_no_other_endpoint_is_served(lab: Lab, method: str, path: str, status: int) -> None:
     async with lab.scripted({"text": "hi"}), lab.served(), lab.session() as session:

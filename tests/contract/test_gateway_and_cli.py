@@ -1,0 +1,128 @@
+"""What the genuine Claude Code CLI sends passes the gateway; what is refused it gives up at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.integration.gateway_kit import SECRET, WAIT_S, Lab, lab_folder, policy
+
+ROOT = Path(__file__).parents[2]
+NOBODY = 65534
+CLI = next(ROOT.glob(".venv-harness/lib/python3*/site-packages/claude_agent_sdk/_bundled/claude"), None)
+
+pytestmark = [
+    pytest.mark.asyncio,
+    pytest.mark.integration,
+    pytest.mark.skipif(CLI is None, reason="no Claude Code CLI: run `make deps`"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root to run the CLI as another user"),
+]
+
+
+class Inside:
+    """The CLI as a harness runs it: as another user, with a port of 127.0.0.1 that leads to model.sock."""
+
+    def __init__(self, lab: Lab, url: str) -> None:
+        self.lab, self.url = lab, url
+        self.home = lab.root / "home"
+
+    async def turn(self, prompt: str, *arguments: str) -> dict[str, Any]:
+        """The result of one turn."""
+        process = await asyncio.create_subprocess_exec(
+            str(CLI), "--print", "--output-format", "json", "--setting-sources", "", "--strict-mcp-config",
+            "--system-prompt", "You are `scout`.", *arguments,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            cwd=self.home, user=NOBODY, group=NOBODY, extra_groups=[], env={
+                "HOME": str(self.home), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TMPDIR": str(self.home),
+                "CLAUDE_CODE_TMPDIR": str(self.home), "ANTHROPIC_API_KEY": "dummy",
+                "ANTHROPIC_BASE_URL": self.url, "DISABLE_TELEMETRY": "1", "DISABLE_AUTOUPDATER": "1",
+                "DISABLE_ERROR_REPORTING": "1", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+                "CLAUDE_CODE_MAX_RETRIES": "2",
+            },
+        )  # fmt: skip
+        out, err = await asyncio.wait_for(process.communicate(prompt.encode()), WAIT_S)
+        assert out, err.decode()
+        result: dict[str, Any] = json.loads(out)
+        return result
+
+
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while piece := await reader.read(65536):
+            writer.write(piece)
+            await writer.drain()
+    writer.close()
+
+
+@pytest_asyncio.fixture
+async def inside() -> AsyncIterator[Inside]:
+    with lab_folder() as lab:
+        forwarding: set[asyncio.Task[None]] = set()
+
+        async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            out, back = await asyncio.open_unix_connection(lab.socket())
+            for source, target in ((reader, back), (out, writer)):
+                forwarding.add(asyncio.create_task(_pipe(source, target)))
+
+        server = await asyncio.start_server(forward, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        made = Inside(lab, f"http://127.0.0.1:{port}")
+        made.home.mkdir()
+        os.chown(made.home, NOBODY, NOBODY)
+        yield made
+        server.close()
+        await asyncio.gather(*forwarding)
+        shutil.rmtree(made.home)
+
+
+async def test_turns_with_every_model_and_with_changing_tools_pass(inside: Inside) -> None:
+    lab = inside.lab
+    async with lab.scripted({"text": "hi"}), lab.served() as client:
+        results = [
+            await inside.turn("one", "--model", "haiku", "--tools", "Read"),
+            await inside.turn("two", "--model", "sonnet", "--tools", "Bash,Read", "--continue"),
+            await inside.turn(
+                "three", "--model", "opus", "--tools", "Bash", "--continue", "--effort", "high"
+            ),
+            await inside.turn("four", "--model", "fable", "--tools", "", "--continue"),
+            await inside.turn("five", "--model", "haiku"),
+        ]
+        assert [result["result"] for result in results] == ["hi"] * 5
+        assert lab.refusals == []
+        spent = {row.model: row for row in await client.spending("2000-01-01")}
+        assert len(spent) == 4
+        assert spent["claude-haiku-5-5"].requests == 2
+        told = results[0]["total_cost_usd"] + results[4]["total_cost_usd"]
+        # the CLI counts the same tokens at the same prices; each request is rounded up to a micro-dollar
+        assert abs(spent["claude-haiku-5-5"].usd_micro - told * 1e6) <= 2
+        assert all(dict(seen.headers)["x-api-key"] == SECRET for seen in lab.seen)
+
+
+async def test_counting_tokens_passes(inside: Inside) -> None:
+    async with inside.lab.scripted({"text": "hi"}), inside.lab.served():
+        assert (await inside.turn("/context", "--model", "haiku"))["is_error"] is False
+        assert {seen.path for seen in inside.lab.seen} == {"/v1/messages/count_tokens?beta=true"}
+
+
+@pytest.mark.parametrize(("limits", "words"), [
+    ({"models": ("opus",)}, "the model 'claude-haiku-5-5' is not allowed"),
+    ({"budget_tokens_turn": 10}, "refused by budget"),
+])  # fmt: skip
+async def test_a_refusal_ends_the_turn_at_once_with_its_words(
+    inside: Inside, limits: dict[str, Any], words: str
+) -> None:
+    lab = inside.lab
+    async with lab.scripted({"text": "hi"}), lab.served(policy(**limits)):
+        result = await inside.turn("one", "--model", "haiku")
+        assert (result["is_error"], result["api_error_status"]) == (True, 403)
+        assert words in result["result"]
+        assert len(lab.refusals) == 1
