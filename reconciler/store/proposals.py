@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from reconciler.errors import OperatorError
-from reconciler.model.names import AgentName, Commit
+from reconciler.model.names import OPERATOR, AgentName, Commit
 from reconciler.model.states import ProposalKind, ProposalState, Risk, Role
+from reconciler.store import outbox
 from reconciler.store.db import Database, Reader, Row, Tx
 
 LOG_LINES = 2000
@@ -149,16 +150,6 @@ async def in_state(db: Reader, state: ProposalState) -> list[ProposalRow]:
     return [_proposal(row) for row in rows]
 
 
-async def untold(db: Reader, limit: int) -> list[ProposalRow]:
-    """The newest that ended by examination or decision: their proposers may not have been told, if hived died
-    right after."""
-    rows = await db.all(
-        "SELECT * FROM proposals WHERE state IN ('invalid', 'denied', 'cancelled') ORDER BY id DESC LIMIT ?",
-        limit,
-    )
-    return [_proposal(row) for row in rows]
-
-
 async def progress(db: Reader, ids: Collection[int]) -> dict[int, list[tuple[str, int]]]:
     """When each state was entered, by proposal, oldest first."""
     found: dict[int, list[tuple[str, int]]] = {number: [] for number in ids}
@@ -220,12 +211,6 @@ async def agent(db: Reader, name: str) -> AgentRow | None:
     if row is None:
         return None
     return AgentRow(AgentName(row["name"]), Role(row["role"]), row["uid_base"], row["desired"] == "destroyed")
-
-
-async def manager(db: Reader) -> AgentName | None:
-    """The hive's manager, if there is one that was not destroyed."""
-    row = await db.one("SELECT name FROM agents WHERE role = 'manager' AND desired <> 'destroyed'")
-    return AgentName(row["name"]) if row is not None else None
 
 
 async def other_manager(db: Reader, name: AgentName) -> AgentName | None:
@@ -363,6 +348,15 @@ async def found_again(tx: Tx, proposal: ProposalRow, findings: Findings) -> None
         proposal.id,
     )
     await tx.emit("proposal.changed", proposal.agent, proposal=proposal.id)
+
+
+async def tell(tx: Tx, proposal: ProposalRow, state: ProposalState, text: str) -> None:
+    """A message for the proposer in the same transaction as the move; a person sees it on the page."""
+    if proposal.requested_by == OPERATOR:
+        return
+    body = f"proposal {proposal.id} for {proposal.agent} ({proposal.commit[:12]}) is {state}{text}"
+    key = f"proposal-{proposal.id}-{state}"
+    await outbox.put(tx, "notify", {"agent": proposal.requested_by, "body": body, "key": key})
 
 
 async def older_rivals(tx: Tx, proposal: ProposalRow) -> list[int]:

@@ -1,0 +1,85 @@
+"""What git shows of `state.db`: a tag for each state of a proposal, `main` of what was approved last, and the
+deploy log. Projections: idempotent, and made anew from the rows if they are lost. Called by the outbox.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from reconciler.effects.protocols import Git
+from reconciler.model.names import AgentName, Commit
+from reconciler.model.states import PROPOSAL_ENDS, ProposalState
+
+META = AgentName("meta")
+AUTHOR = "hyperhive"
+_FLAKE = """\
+# Made by hived after each deployment: what runs in this hive, and from which commit. Do not edit.
+{
+  description = "The deploy log of a hive";
+
+  outputs = { self }: {
+    agents =
+      let
+        files = builtins.attrNames (builtins.readDir ./agents);
+        read = file: {
+          name = builtins.substring 0 (builtins.stringLength file - 5) file;
+          value = builtins.fromJSON (builtins.readFile (./agents + "/${file}"));
+        };
+      in
+      builtins.listToAttrs (map read files);
+  };
+}
+"""
+
+
+async def project_tag(git: Git, data: Mapping[str, Any]) -> None:
+    """Pin `<state>/<id>` as an outbox row says: `{agent, tag, commit, message}`; ends carry reason or error.
+
+    A commit that never arrived (an invalid bundle) has nothing to pin. An approval also moves `main`.
+    """
+    name, commit, tag = AgentName(data["agent"]), Commit(data["commit"]), str(data["tag"])
+    state = ProposalState(tag.partition("/")[0])
+    if not await git.exists(name, commit):
+        return
+    message = None
+    if state in PROPOSAL_ENDS:
+        message = str(data.get("message") or "") or str(state)
+    await git.pin(name, tag, commit, message)
+    if state is ProposalState.APPROVED:
+        await advance_main(git, name, commit)
+
+
+async def advance_main(git: Git, name: AgentName, commit: Commit) -> None:
+    """Let `main` contain the approved commit. It stays where it is if somebody has gone on from there.
+
+    Raises `TemporaryError` if it moves meanwhile.
+    """
+    main = await git.main(name)
+    if main is None or not await git.is_ancestor(name, commit, main):
+        await git.set_main(name, commit, expected=main)
+
+
+async def project_meta(git: Git, data: Mapping[str, Any]) -> None:
+    """Write down a deployment: `{agent, generation, commit, proposal, store_path}` as
+    `agents/<agent>.json`, one commit of `meta` per change."""
+    agent = AgentName(data["agent"])
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", agent):
+        raise ValueError(f"{agent!r} is not an agent")
+    path = f"agents/{agent}.json"
+    text = json.dumps(dict(data), indent=2, sort_keys=True) + "\n"
+    message = f"{agent}: generation {data.get('generation')}"
+    main = await git.main(META)
+    if main is None:
+        main = await git.create(META, {"flake.nix": _FLAKE}, author=AUTHOR, message="the deploy log begins")
+    files: dict[str, str] = {"flake.nix": _FLAKE}
+    for entry in await git.check_tree(META, main):
+        if entry.path.startswith("agents/"):
+            files[entry.path] = await git.read(META, main, entry.path, entry.size) or ""
+    if files.get(path) == text:
+        return
+    files[path] = text
+    commit = await git.commit(META, files, parent=main, author=AUTHOR, message=message)
+    await git.set_main(META, commit, expected=main)

@@ -1,0 +1,229 @@
+"""The service `Approvals`: what servers and passes call. Reading is here; proposing, examining and
+deciding have modules of their own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+from harness import wire
+from reconciler.approvals import patches, views
+from reconciler.approvals.decisions import Decisions, require_operator
+from reconciler.approvals.examination import Examiner
+from reconciler.approvals.proposing import Proposing
+from reconciler.approvals.voice import Voice
+from reconciler.config import Config
+from reconciler.control import models as api
+from reconciler.effects.protocols import Clock, Git, HostFiles, Nix
+from reconciler.errors import AgentError, OperatorError
+from reconciler.model.instants import stamp
+from reconciler.model.names import AgentName, agent_name
+from reconciler.model.states import DEPLOYING, ProposalState, Role
+from reconciler.services import Actor, Wake
+from reconciler.store import drafts, proposals
+from reconciler.store.db import Store
+from reconciler.store.proposals import ProposalRow
+
+LIST_MAX = 200
+_BASES: tuple[str, ...] = get_args(api.Diff.model_fields["base"].annotation)
+
+
+class ApprovalService:
+    """Implements `reconciler.services.Approvals`."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        git: Git,
+        nix: Nix,
+        host_files: HostFiles,
+        broker: Voice,
+        config: Config,
+        clock: Clock,
+        wake: Wake,
+        etc: Path = Path("/etc"),
+    ) -> None:
+        self._store = store
+        self._git = git
+        self.examiner = Examiner(store=store, git=git, nix=nix, config=config, clock=clock, etc=etc)
+        self._proposing = Proposing(
+            store=store,
+            git=git,
+            host_files=host_files,
+            broker=broker,
+            config=config,
+            examiner=self.examiner,
+        )
+        self._decisions = Decisions(store=store, examiner=self.examiner, proposing=self._proposing, wake=wake)
+
+    async def resume(self) -> None:
+        """Continue examinations that a crash interrupted, and clear away what it left."""
+        await self._proposing.resume()
+
+    async def close(self) -> None:
+        """Stop examining; the rows stay as they are."""
+        await self.examiner.close()
+
+    # ------------------------------------------------------------------------------------------- agents
+    async def propose_bundle(
+        self, agent: AgentName, target: str, commit: str, description: str, bundle: Path
+    ) -> wire.Proposed:
+        """An agent proposes for itself, the manager for all."""
+        return await self._proposing.bundle(agent, target, commit, description, bundle)
+
+    async def propose_draft(
+        self, agent: AgentName, name: str, commit: str, description: str, bundle: Path, state: Path
+    ) -> wire.Proposed:
+        """The manager proposes a draft with its state."""
+        return await self._proposing.draft(agent, name, commit, description, bundle, state)
+
+    async def start_draft(self, agent: AgentName, request: wire.SpawnDraft) -> wire.DraftMade:
+        """The manager begins a draft."""
+        return await self._proposing.start_draft(agent, request)
+
+    async def request_spawn(self, agent: AgentName, request: wire.Spawn) -> wire.Proposed:
+        """The manager asks for a new agent from the template."""
+        return await self._proposing.spawn(agent, request)
+
+    async def repository_bundle(self, agent: AgentName, name: str) -> bytes:
+        """The bundle of `main`: of the agent's own repository; for the manager, of any."""
+        wanted = agent_name(name)
+        if wanted != agent:
+            row = await proposals.agent(self._store.state, agent)
+            if row is None or row.role is not Role.MANAGER:
+                raise AgentError(f"{agent} may read its own repository only", code="forbidden")
+        return await self._git.bundle(wanted)
+
+    # ------------------------------------------------------------------------------------------- the operator
+    async def propose(self, actor: Actor, request: api.Propose) -> api.Proposal:
+        """A commit that is in the agent's repository already."""
+        require_operator(actor)
+        return await self.get(await self._proposing.own_commit(actor, request))
+
+    async def new_agent(self, actor: Actor, request: api.NewAgent) -> api.Proposal:
+        """A new agent from the template; with `approve`, examined and decided before this returns (a proposal
+        that comes out invalid is returned as such)."""
+        require_operator(actor)
+        number = await self._proposing.new_agent(actor, request)
+        if not request.approve:
+            self.examiner.begin(number)
+            return await self.get(number)
+        await self.examiner.run(number)
+        row = await proposals.get(self._store.state, number)
+        if row.state is ProposalState.PENDING and row.digest is not None:
+            await self._decisions.approve(actor, number, api.Approve(digest=row.digest))
+        return await self.get(number)
+
+    async def scan(self, name: AgentName) -> int | None:
+        """Propose what was pushed to `main`; the proposal's id, None if there is nothing new."""
+        return await self._proposing.scan(name)
+
+    async def approve(self, actor: Actor, proposal: int, request: api.Approve) -> api.Proposal:
+        """Approve what was shown."""
+        await self._decisions.approve(actor, proposal, request)
+        return await self.get(proposal)
+
+    async def deny(self, actor: Actor, proposal: int, request: api.Decide) -> api.Proposal:
+        """Refuse it, with a note for the proposer."""
+        await self._decisions.deny(actor, proposal, request.note)
+        return await self.get(proposal)
+
+    async def cancel(self, actor: Actor, proposal: int, request: api.Decide) -> api.Proposal:
+        """Take it back."""
+        await self._decisions.cancel(actor, proposal, request.note)
+        return await self.get(proposal)
+
+    # ------------------------------------------------------------------------------------------- reading
+    async def get(self, proposal: int) -> api.Proposal:
+        """One proposal, its meaning against what runs now."""
+        row = await self.examiner.refresh(await proposals.get(self._store.state, proposal))
+        entered = await proposals.progress(self._store.state, [row.id])
+        return views.proposal(row, entered[row.id])
+
+    async def diff(self, proposal: int, base: str) -> api.Diff:
+        """The text diff against `running`, `approved` or `proposal`; against nothing where there is no
+        such."""
+        row = await proposals.get(self._store.state, proposal)
+        match base:
+            case "running":
+                running = await proposals.running(self._store.state, row.agent)
+                against = running.commit if running is not None else None
+            case "approved":
+                against = await proposals.last_approved(self._store.state, row)
+            case "proposal":
+                against = await proposals.previous(self._store.state, row)
+            case _:
+                raise OperatorError(f"{base[:40]!r} is no base of a diff", hint=f"one of {', '.join(_BASES)}")
+        if not await self._git.exists(row.agent, row.commit):
+            raise OperatorError(
+                f"the commit of proposal {proposal} was not taken in", code="not-found", hint=row.error[:500]
+            )
+        files, truncated = patches.file_diffs(await self._git.diff(row.agent, against, row.commit))
+        return api.Diff(
+            proposal=row.id,
+            base=base,
+            base_commit=against,
+            commit=row.commit,
+            files=files,
+            truncated=truncated,
+        )
+
+    async def log(self, proposal: int, after: int) -> api.BuildLog:
+        """Lines of the build after a line's id."""
+        row = await proposals.get(self._store.state, proposal)
+        lines = await proposals.build_log(self._store.events, proposal, after)
+        items = [api.LogLine(id=line["id"], at=stamp(line["at"]), text=line["text"]) for line in lines]
+        full = len(items) == proposals.LOG_LINES
+        return api.BuildLog(items=items, done=_is_over(row) and not full)
+
+    async def why(self, proposal: int) -> api.Why:
+        """Who asked for it, in which turn, after which messages; newest first."""
+        row = await proposals.get(self._store.state, proposal)
+        chain = [
+            api.Cause(at=stamp(r["at"]), kind=r["kind"], text=r["text"], ref=str(r["ref"]))
+            for r in await proposals.cause_rows(self._store.state, row)
+        ]
+        words = f": {row.description}" if row.description else ""
+        asked = api.Cause(
+            at=stamp(row.created_at),
+            kind="proposal",
+            text=f"{row.requested_by} proposed {row.commit[:12]} for {row.agent}{words}",
+            ref=f"proposal {row.id}",
+        )
+        decided = []
+        if row.decided_at is not None:
+            note = f": {row.note}" if row.note else ""
+            text = f"{row.decided_by} decided: {row.state}{note}"
+            decided = [
+                api.Cause(at=stamp(row.decided_at), kind="approval", text=text, ref=f"proposal {row.id}")
+            ]
+        return api.Why(agent=row.agent, chain=[*decided, asked, *chain])
+
+    async def drafts(self) -> api.DraftList:
+        """Drafts that became no agent yet."""
+        return api.DraftList(items=[views.draft(row) for row in await drafts.all_drafts(self._store.state)])
+
+    async def list(
+        self, *, state: str | None, agent: str | None, before: int | None, limit: int
+    ) -> api.ProposalList:
+        """Newest first."""
+        try:
+            wanted = None if state is None else ProposalState(state)
+        except ValueError as error:
+            words = ", ".join(ProposalState)
+            raise OperatorError(f"{state!r} is no state of a proposal", hint=f"one of {words}") from error
+        count = max(1, min(limit, LIST_MAX))
+        rows = await proposals.listing(
+            self._store.state, state=wanted, agent=agent, before=before, limit=count
+        )
+        entered = await proposals.progress(self._store.state, [row.id for row in rows])
+        return api.ProposalList(
+            items=[views.proposal(row, entered[row.id]) for row in rows],
+            next=rows[-1].id if len(rows) == count else None,
+        )
+
+
+def _is_over(row: ProposalRow) -> bool:
+    return row.state not in DEPLOYING and row.state is not ProposalState.PENDING

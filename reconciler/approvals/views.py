@@ -1,0 +1,71 @@
+"""Rows of proposals as the objects of the API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from reconciler.control import models as api
+from reconciler.model.changes import Change
+from reconciler.model.instants import stamp, stamp_or_none
+from reconciler.model.states import ProposalState
+from reconciler.model.text import visible
+from reconciler.store.drafts import Draft
+from reconciler.store.proposals import ProposalRow
+
+
+def tag_of(state: ProposalState, proposal: int) -> str:
+    """The git tag that stands for a proposal in a state; while it is examined, the one that pins its
+    commit."""
+    return f"proposal/{proposal}" if state is ProposalState.EXAMINING else f"{state}/{proposal}"
+
+
+def proposal(row: ProposalRow, entered: Sequence[tuple[str, int]]) -> api.Proposal:
+    """A proposal; `entered` holds its states with their instants."""
+    progress: list[dict[str, Any]] = [{"state": state, "at": stamp(at)} for state, at in entered]
+    return api.Proposal(
+        id=row.id,
+        kind=row.kind,
+        agent=row.agent,
+        commit=row.commit,
+        base=row.base,
+        state=row.state,
+        risk=row.risk,
+        changes=[api.Change.model_validate(change) for change in json.loads(row.changes)],
+        files=json.loads(row.files),
+        staged_files=json.loads(row.state_files),
+        requested_by=row.requested_by,
+        description=row.description,
+        note=row.note,
+        decided_by=row.decided_by,
+        created_at=stamp(row.created_at),
+        decided_at=stamp_or_none(row.decided_at),
+        error=row.error,
+        tag=tag_of(row.state, row.id),
+        digest=row.digest,
+        generation=row.generation,
+        progress=[api.Progress.model_validate(step) for step in progress],
+    )
+
+
+def changes_json(changes: Sequence[Change]) -> str:
+    """Changes as the row keeps them: objects of the API, with nothing invisible in them."""
+    shown = [
+        api.Change(
+            option=visible(change.option)[:500],
+            before=change.before,
+            after=change.after,
+            risk=change.risk,
+            reason=visible(change.reason)[:1000],
+        )
+        for change in changes
+    ]
+    return json.dumps([change.model_dump(mode="json") for change in shown])
+
+
+def draft(row: Draft) -> api.Draft:
+    """A draft."""
+    return api.Draft(
+        name=row.name, created_by=row.created_by, created_at=stamp(row.created_at), proposal=row.proposal
+    )
