@@ -1,0 +1,170 @@
+"""Verbs about proposals: looking at what would change, approving exactly that, denying, taking back."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from reconciler.cli.api import Hive, Json
+from reconciler.cli.console import RISK_COLOURS, Console, ago, cell
+from reconciler.cli.failure import Exit, Failure
+from reconciler.cli.follow import examined, outcome_of, watch
+
+
+def proposals(options: Namespace, console: Console) -> int:
+    """`hive proposals [ID]`"""
+    hive = Hive()
+    if options.id is not None:
+        found = hive.get(f"/proposals/{options.id}")
+        console.document(found) if options.json else show(found, console)
+        return Exit.DONE
+    found = hive.get("/proposals", state=options.state, agent=options.agent, limit=options.limit)
+    if options.json:
+        console.document(found)
+        return Exit.DONE
+    rows = [
+        [
+            cell(one["id"]),
+            cell(one["agent"]),
+            cell(one["state"], "yellow" if one["state"] == "pending" else ""),
+            cell(one["risk"], RISK_COLOURS.get(one["risk"] or "", "")),
+            cell(one["requested_by"]),
+            cell(ago(one["created_at"])),
+            cell(one["commit"][:12]),
+            cell(one["error"] or one["description"]),
+        ]
+        for one in found["items"]
+    ]
+    console.table(["ID", "AGENT", "STATE", "RISK", "BY", "MADE", "COMMIT", "WHAT"], rows, "there are none")
+    return Exit.DONE
+
+
+def show(proposal: Json, console: Console) -> None:
+    """What a proposal would change, for whom, and who asked for it."""
+    kind = "a new agent" if proposal["kind"] == "spawn" else "a change"
+    by = f", asked for by {proposal['requested_by']} {ago(proposal['created_at'])}"
+    console.say(f"proposal {proposal['id']}: {kind} for {proposal['agent']}{by}", "bold")
+    console.fields([
+        ("state", proposal["state"]),
+        ("decided", proposal["decided_by"] and f"by {proposal['decided_by']} {ago(proposal['decided_at'])}"),
+        ("note", proposal["note"]),
+        ("error", proposal["error"]),
+        ("risk", proposal["risk"]),
+        ("commit", proposal["commit"]),
+        ("what", proposal["description"]),
+        ("files", ", ".join(proposal["files"])),
+        ("state files", ", ".join(proposal["staged_files"])),
+        ("generation", proposal["generation"]),
+    ])  # fmt: skip
+    console.say()
+    rows = [
+        [
+            cell(change["option"]),
+            cell(change["before"]),
+            cell(change["after"]),
+            cell(change["risk"], RISK_COLOURS.get(change["risk"], "")),
+            cell(change["reason"]),
+        ]
+        for change in proposal["changes"]
+    ]
+    console.table(["SETTING", "BEFORE", "AFTER", "RISK", "WHY"], rows, "no setting changes; see `hive diff`")
+
+
+def diff(options: Namespace, console: Console) -> int:
+    """`hive diff ID`"""
+    found = Hive().get(f"/proposals/{options.id}/diff", base=options.base)
+    if options.json:
+        console.document(found)
+        return Exit.DONE
+    base = (found["base_commit"] or "nothing")[:12]
+    console.say(f"proposal {found['proposal']}: {base} ({found['base']}) → {found['commit'][:12]}", "bold")
+    for file in found["files"]:
+        renamed = f" (was {file['old_path']})" if file["old_path"] else ""
+        console.line(f"{file['status']} {file['path']}{renamed}  +{file['added']} -{file['deleted']}", "bold")
+        if file["note"]:
+            console.line(f"  {file['note']}", "yellow")
+        for hunk in file["hunks"]:
+            console.line(hunk["header"], "blue")
+            for line in hunk["lines"]:
+                sign, colour = {"add": ("+", "green"), "del": ("-", "red")}.get(line["kind"], (" ", ""))
+                console.line(f"{sign}{line['text']}", colour)
+    if found["truncated"]:
+        console.say("the rest is too large to show", "yellow")
+    return Exit.DONE
+
+
+def propose(options: Namespace, console: Console) -> int:
+    """`hive propose AGENT COMMIT`"""
+    if options.wait and not options.approve:
+        raise Failure("propose: --wait needs --approve", code="usage", status=Exit.USAGE)
+    hive = Hive()
+    body: Json = {"agent": options.agent, "commit": options.commit, "description": options.description}
+    made = hive.post("/proposals", body)
+    if options.approve:
+        return _approve(hive, examined(hive, made["id"]), options, console)
+    if options.json:
+        console.document(made)
+    else:
+        console.say(f"proposal {made['id']} for {made['agent']} is {made['state']}")
+        console.say(f"it waits for an approval: `hive approve {made['id']}`")
+    return Exit.WAITS
+
+
+def approve(options: Namespace, console: Console) -> int:
+    """`hive approve ID`"""
+    hive = Hive()
+    return _approve(hive, hive.get(f"/proposals/{options.id}"), options, console)
+
+
+def _approve(hive: Hive, proposal: Json, options: Namespace, console: Console) -> int:
+    """Show, ask, and approve what was shown."""
+    show(proposal, console)
+    number, state = proposal["id"], proposal["state"]
+    if state != "pending":
+        hint = "its examination goes on: try again" if state == "examining" else f"`hive proposals {number}`"
+        raise Failure(f"proposal {number} is {state}: there is nothing to approve", hint, code="conflict")
+    if not options.yes and not console.ask(f"Approve and build proposal {number}?"):
+        console.say(f"proposal {number} was not approved: it goes on waiting")
+        return Exit.WAITS
+    note = getattr(options, "note", "")
+    body: Json = {"digest": proposal["digest"], "note": note, "now": options.now}
+    decided = hive.post(f"/proposals/{number}/approve", body)
+    if options.wait:
+        return outcome_of(watch(hive, number, console), console)
+    if options.json:
+        console.document(decided)
+    else:
+        console.say(f"approved: proposal {number} for {decided['agent']} is {decided['state']}", "green")
+    return Exit.DONE
+
+
+def deny(options: Namespace, console: Console) -> int:
+    """`hive deny ID`"""
+    return _decide("deny", options, console)
+
+
+def cancel(options: Namespace, console: Console) -> int:
+    """`hive cancel-proposal ID`"""
+    return _decide("cancel", options, console)
+
+
+def _decide(verb: str, options: Namespace, console: Console) -> int:
+    found = Hive().post(f"/proposals/{options.id}/{verb}", {"note": options.note})
+    if options.json:
+        console.document(found)
+    else:
+        console.say(f"proposal {found['id']} for {found['agent']} is {found['state']}")
+    return Exit.DONE
+
+
+def drafts(options: Namespace, console: Console) -> int:
+    """`hive drafts`"""
+    found = Hive().get("/drafts")
+    if options.json:
+        console.document(found)
+        return Exit.DONE
+    rows = [
+        [cell(one["name"]), cell(one["created_by"]), cell(ago(one["created_at"])), cell(one["proposal"])]
+        for one in found["items"]
+    ]
+    console.table(["NAME", "BY", "BEGUN", "PROPOSAL"], rows, "there are none")
+    return Exit.DONE

@@ -1,0 +1,70 @@
+"""Waiting for something that hived does: the end of a proposal, an answer. A restart of hived in between is
+waited out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from reconciler.cli.api import Hive, Json
+from reconciler.cli.console import Console
+from reconciler.cli.failure import Exit, Failure, Unreachable
+
+PAUSE_S = 0.25
+AWAY_S = 60.0
+ENDS = frozenset({"deployed", "invalid", "denied", "superseded", "cancelled", "failed"})
+
+
+def persistent(ask: Callable[[], Json], sleep: Callable[[float], None] = time.sleep) -> Json:
+    """The answer of `ask`, tried again for `AWAY_S` while nobody answers."""
+    until = time.monotonic() + AWAY_S
+    while True:
+        try:
+            return ask()
+        except Unreachable:
+            if time.monotonic() > until:
+                raise
+            sleep(PAUSE_S)
+
+
+def examined(hive: Hive, number: int) -> Json:
+    """The proposal when its examination is over."""
+    while True:
+        found = persistent(partial(hive.get, f"/proposals/{number}"))
+        if found["state"] != "examining":
+            return found
+        time.sleep(PAUSE_S)
+
+
+def watch(hive: Hive, number: int, console: Console) -> Json:
+    """Follow a proposal's log to its end state; the proposal then."""
+    after, state = 0, ""
+    while True:
+        found = persistent(partial(hive.get, f"/proposals/{number}"))
+        log = persistent(partial(hive.get, f"/proposals/{number}/log", after=after))
+        for line in log["items"]:
+            after = line["id"]
+            console.line(f"  {line['text']}", "dim")
+        if found["state"] != state:
+            state = found["state"]
+            console.say(f"proposal {number} for {found['agent']}: {state}", "bold")
+        if state in ENDS and not log["items"]:
+            return found
+        if not log["items"]:
+            time.sleep(PAUSE_S)
+
+
+def outcome_of(proposal: Json, console: Console) -> int:
+    """Print an ended proposal and exit by its end state."""
+    if console.as_json:
+        console.document(proposal)
+    if proposal["state"] == "deployed":
+        if not console.as_json:
+            console.say(f"{proposal['agent']} runs generation {proposal['generation']}", "green")
+        return Exit.DONE
+    reason = proposal["error"] or proposal["note"]
+    message = f"proposal {proposal['id']} is {proposal['state']}" + (f": {reason}" if reason else "")
+    if console.as_json:
+        return Exit.FAILED
+    raise Failure(message, f"`hive why {proposal['agent']}` tells more")

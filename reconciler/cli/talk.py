@@ -1,0 +1,142 @@
+"""Verbs about messages and questions."""
+
+from __future__ import annotations
+
+import sys
+import time
+from argparse import Namespace
+
+from reconciler.cli.api import Hive, Json
+from reconciler.cli.console import Console, ago, cell
+from reconciler.cli.failure import Exit, Failure
+from reconciler.cli.follow import PAUSE_S, persistent
+
+STDIN_MAX = 16 << 20  # more than hived takes: it says what its limit is
+_SHARED = {"*", "manager"}
+
+
+def _text(options: Namespace) -> str:
+    """The words on the command line, else standard input."""
+    if options.text and options.text != ["-"]:
+        return " ".join(options.text)
+    if not options.text and sys.stdin.isatty():
+        raise Failure("there is no text", "give it as an argument, or '-' for standard input", code="usage",
+                      status=Exit.USAGE)  # fmt: skip
+    text = sys.stdin.buffer.read(STDIN_MAX).decode("utf-8", "replace")
+    return text.removesuffix("\n")
+
+
+def send(options: Namespace, console: Console) -> int:
+    """`hive send TO TEXT`"""
+    hive = Hive()
+    body: Json = {"to": options.to, "body": _text(options), "in_reply_to": options.reply_to}
+    sent = hive.post("/messages", body)
+    if not options.wait:
+        if options.json:
+            console.document(sent)
+        else:
+            console.say(f"message {sent['id']} to {sent['to']}")
+        return Exit.DONE
+    answer = _answer_to(hive, sent, options.timeout)
+    if options.json:
+        console.document(answer)
+    else:
+        console.say(f"message {answer['id']} from {answer['from']}:", "dim")
+        console.say(answer["body"])
+    return Exit.DONE
+
+
+def _answer_to(hive: Hive, sent: Json, timeout_s: int) -> Json:
+    """The first message to the operator that answers `sent`."""
+    until = time.monotonic() + timeout_s
+    agent = None if sent["to"] in _SHARED else sent["to"]
+    while True:
+        found = persistent(lambda: hive.get("/messages", agent=agent, limit=100))
+        answers = [m for m in found["items"] if m["in_reply_to"] == sent["id"] and m["to"] == "operator"]
+        if answers:
+            return min(answers, key=_id)
+        if time.monotonic() >= until:
+            raise Failure(
+                f"{sent['to']} has not answered message {sent['id']} within {timeout_s} s",
+                "the message stays with it: see `hive messages`",
+                code="timeout",
+            )
+        time.sleep(PAUSE_S)
+
+
+def _id(message: Json) -> int:
+    number = message["id"]
+    assert isinstance(number, int)
+    return number
+
+
+def messages(options: Namespace, console: Console) -> int:
+    """`hive messages`"""
+    hive = Hive()
+    if options.mark_read is not None:
+        found = hive.post(f"/messages/{options.mark_read}/read")
+        console.document(found) if options.json else console.say(f"message {found['id']} is {found['state']}")
+        return Exit.DONE
+    found = hive.get("/messages", agent=options.agent, before=options.before, limit=options.limit)
+    if options.json:
+        console.document(found)
+        return Exit.DONE
+    if options.full:
+        for one in found["items"]:
+            reply = f", answers {one['in_reply_to']}" if one["in_reply_to"] else ""
+            head = f"message {one['id']} from {one['from']} to {one['to']}, {ago(one['sent_at'])}{reply}"
+            console.say(head, "bold")
+            console.indented(one["body"])
+            console.say()
+        return Exit.DONE
+    rows = [
+        [
+            cell(one["id"]),
+            cell(one["from"]),
+            cell(one["to"]),
+            cell(ago(one["sent_at"])),
+            cell(f"{one['state']}{' again' if one['redelivered'] else ''}"),
+            cell(one["in_reply_to"]),
+            cell(one["body"]),
+        ]
+        for one in found["items"]
+    ]
+    console.table(["ID", "FROM", "TO", "SENT", "STATE", "ANSWERS", "TEXT"], rows, "there are none")
+    return Exit.DONE
+
+
+def questions(options: Namespace, console: Console) -> int:
+    """`hive questions`"""
+    found = Hive().get("/questions")
+    if options.json:
+        console.document(found)
+        return Exit.DONE
+    rows = [
+        [
+            cell(one["id"]),
+            cell(one["agent"]),
+            cell(one["state"], "yellow" if one["state"] == "open" else ""),
+            cell(ago(one["asked_at"])),
+            cell(" | ".join(one["options"])),
+            cell(one["answer"]),
+            cell(one["question"]),
+        ]
+        for one in found["items"]
+    ]
+    headers = ["ID", "AGENT", "STATE", "ASKED", "OPTIONS", "ANSWER", "QUESTION"]
+    console.table(headers, rows, "nobody asks anything")
+    return Exit.DONE
+
+
+def answer(options: Namespace, console: Console) -> int:
+    """`hive answer ID TEXT`"""
+    found = Hive().post(f"/questions/{options.id}/answer", {"text": _text(options)})
+    console.document(found) if options.json else console.say(f"question {found['id']} is {found['state']}")
+    return Exit.DONE
+
+
+def cancel_question(options: Namespace, console: Console) -> int:
+    """`hive cancel-question ID`"""
+    found = Hive().post(f"/questions/{options.id}/cancel")
+    console.document(found) if options.json else console.say(f"question {found['id']} is {found['state']}")
+    return Exit.DONE

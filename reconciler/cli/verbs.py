@@ -1,0 +1,336 @@
+"""The verbs of `hive`: parser, help and docs/cli.md are made from this table."""
+
+from __future__ import annotations
+
+from reconciler.cli.grammar import Argument, Verb, option, positional, switch, whole
+
+_AGENT = positional("agent", "the agent's name")
+_ID = positional("id", "the proposal's number", type=whole)
+_NOTE = option("--note", about="a note that is kept with the decision", default="")
+_DRY_RUN = switch("--dry-run", about="say what would be done and do nothing")
+_YES = switch("-y", "--yes", about="do not ask, even on a terminal")
+_WAIT = switch("--wait", about="follow the build to its end and exit by it: 0 deployed, 1 anything else")
+_NOW = switch("--now", about="do not wait for the end of a running turn")
+
+
+def _limit(what: str, count: int) -> Argument:
+    return option(
+        "-n", "--limit", about=f"at most so many {what} (default {count})", type=whole, default=count
+    )
+
+
+_HIVE = (
+    Verb(
+        "status",
+        "The hive",
+        "Show the hive at a glance.",
+        "fleet:status",
+        (),
+        (("hive status", "what needs you, and what every agent does"),),
+    ),
+    Verb(
+        "agents",
+        "The hive",
+        "List the agents, or show one.",
+        "fleet:agents",
+        (positional("agent", "show this one only, with all there is to know", nargs="?"),),
+        (
+            ("hive agents scout", "one agent in detail"),
+            ("hive agents --json | jq -r '.items[].name'", "the names, for a script"),
+        ),
+    ),
+    Verb(
+        "plan",
+        "The hive",
+        "Show what the next passes would do; does nothing.",
+        "fleet:plan",
+        (positional("agent", "of this agent only", nargs="?"),),
+    ),
+    Verb(
+        "why",
+        "The hive",
+        "Show the causes of an agent's present state.",
+        "fleet:why",
+        (_AGENT,),
+        (("hive why smith", "message → turn → tool call → proposal → approval → deployment"),),
+    ),
+    Verb(
+        "events",
+        "The hive",
+        "Show what happened.",
+        "history:events",
+        (
+            option("--after", about="only events after this id", type=whole),
+            option("--agent", about="only of this agent"),
+            option("--kind", about="only of this kind"),
+            _limit("events", 50),
+            switch(
+                "-f", "--follow", about="go on with new events as they happen (with --json: one per line)"
+            ),
+        ),
+        (("hive events --follow --agent scout", "watch one agent"),),
+    ),
+    Verb(
+        "audit",
+        "The hive",
+        "Show decisions, newest first, with the head of their hash chain.",
+        "history:audit",
+        (option("--before", about="only rows before this id", type=whole), _limit("rows", 50)),
+    ),
+    Verb("spending", "The hive", "Show tokens and cost by day, agent and model.", "history:spending"),
+)
+
+_AGENTS = (
+    Verb(
+        "new",
+        "Agents",
+        "Propose a new agent from the template.",
+        "fleet:new",
+        (
+            positional("agent", "the new agent's name: a-z, 0-9 and '-', at most 31 characters"),
+            option("--role", about="its role (default agent)", choices=("agent", "manager"), default="agent"),
+            option("--model", about="its model, if not the template's"),
+            option(
+                "--allow",
+                about="a shell command it may run, as 'git *'; may be repeated",
+                action="append",
+                default=[],
+                metavar="PATTERN",
+            ),
+            option("--description", about="what it is for", default=""),
+            switch("--approve", about="decide it at once: it is your own request"),
+            _WAIT,
+        ),
+        (
+            (
+                "hive new scribe --allow 'git *' --description 'keeps the changelog'",
+                "waits for your approval",
+            ),
+            ("hive new scribe --approve --wait", "builds and starts it"),
+        ),
+        "Without --approve the exit status is 3: it waits for an approval.",
+    ),
+    Verb("start", "Agents", "Let an agent run.", "fleet:start", (_AGENT, _DRY_RUN, _NOTE)),
+    Verb(
+        "stop",
+        "Agents",
+        "Stop an agent's container; everything else is kept.",
+        "fleet:stop",
+        (_AGENT, _DRY_RUN, _NOTE),
+    ),
+    Verb(
+        "restart",
+        "Agents",
+        "Stop and start an agent's container.",
+        "fleet:restart",
+        (_AGENT, _DRY_RUN, _NOTE),
+    ),
+    Verb(
+        "destroy",
+        "Agents",
+        "Remove an agent; its repository and state are kept.",
+        "fleet:destroy",
+        (_AGENT, _DRY_RUN, _YES, _NOTE),
+    ),
+    Verb(
+        "model",
+        "Agents",
+        "Show or override an agent's model.",
+        "fleet:model",
+        (
+            _AGENT,
+            positional("model", "the model from the next turn on", nargs="?"),
+            switch("--default", about="take the override away: back to the spec's model"),
+        ),
+        (
+            ("hive model smith opus", "from the next turn on"),
+            ("hive model smith --default", "as its spec says"),
+        ),
+    ),
+    Verb("wake", "Agents", "End an agent's nap.", "fleet:wake", (_AGENT, _DRY_RUN, _NOTE)),
+    Verb("cancel", "Agents", "End an agent's running turn.", "fleet:cancel", (_AGENT, _DRY_RUN, _NOTE)),
+    Verb(
+        "transcript",
+        "Agents",
+        "Show an agent's turns, as told by its container.",
+        "fleet:transcript",
+        (_AGENT, _limit("lines", 50), switch("-f", "--follow", about="go on with new lines as they come")),
+    ),
+    Verb(
+        "logs", "Agents", "Show the end of an agent's console.", "fleet:logs", (_AGENT, _limit("lines", 200))
+    ),
+    Verb("spec", "Agents", "Show the approved settings of the running generation.", "fleet:spec", (_AGENT,)),
+    Verb(
+        "generations", "Agents", "List an agent's generations, newest first.", "fleet:generations", (_AGENT,)
+    ),
+)
+
+_PROPOSALS = (
+    Verb(
+        "proposals",
+        "Proposals",
+        "List proposals, newest first, or show one.",
+        "decide:proposals",
+        (
+            positional("id", "show this one only", nargs="?", type=whole),
+            option("--state", about="only in this state, as pending"),
+            option("--agent", about="only for this agent"),
+            _limit("proposals", 20),
+        ),
+        (("hive proposals --state pending", "what waits for you"),),
+    ),
+    Verb(
+        "diff",
+        "Proposals",
+        "Show a proposal's text diff.",
+        "decide:diff",
+        (
+            _ID,
+            option(
+                "--base",
+                about="compare with the running commit, the last approved one, or the proposal before",
+                choices=("running", "approved", "proposal"),
+                default="running",
+            ),
+        ),
+    ),
+    Verb(
+        "propose",
+        "Proposals",
+        "Propose a commit that is in the agent's repository.",
+        "decide:propose",
+        (
+            _AGENT,
+            positional("commit", "the full commit id"),
+            option("--description", about="what changes and why", default=""),
+            switch("--approve", about="show it when it is examined, and approve it"),
+            _YES,
+            _NOW,
+            _WAIT,
+        ),
+        (("hive propose smith $(git rev-parse HEAD)", "after a push to the hive's repository of smith"),),
+        "Without --approve the exit status is 3: it waits for an approval.",
+    ),
+    Verb(
+        "approve",
+        "Proposals",
+        "Approve exactly what is shown.",
+        "decide:approve",
+        (_ID, _NOW, _NOTE, _YES, _WAIT),
+        (("hive approve 4 --wait", "shows the changes, asks, and follows the build"),),
+        "Shows the settings before and after with their risk, asks on a terminal, and binds the approval to "
+        "what was shown: if the proposal has changed meanwhile, nothing happens.",
+    ),
+    Verb(
+        "deny",
+        "Proposals",
+        "Deny a proposal; the note reaches the proposer.",
+        "decide:deny",
+        (_ID, _NOTE),
+        (("hive deny 4 --note 'haiku is enough for this'", "the agent reads the note"),),
+    ),
+    Verb(
+        "cancel-proposal",
+        "Proposals",
+        "Take a proposal back before it is activated.",
+        "decide:cancel",
+        (_ID, _NOTE),
+    ),
+    Verb("drafts", "Proposals", "List new agents that the manager is drafting.", "decide:drafts"),
+)
+
+_TALK = (
+    Verb(
+        "send",
+        "Messages",
+        "Send a message as the operator.",
+        "talk:send",
+        (
+            positional("to", "an agent, `manager`, or '*' for all"),
+            positional("text", "the message; without it, or as '-', standard input", nargs="*"),
+            option("--reply-to", about="the message that this one answers", type=whole, metavar="ID"),
+            switch("--wait", about="wait for the answer and print it"),
+            option(
+                "--timeout",
+                about="with --wait: give up after so many seconds (default 600)",
+                type=whole,
+                default=600,
+                metavar="SECONDS",
+            ),
+        ),
+        (
+            ("hive send scout 'what is in your repository?' --wait", "prints scout's answer"),
+            ("git log -5 | hive send scribe -", "a message from standard input"),
+        ),
+    ),
+    Verb(
+        "messages",
+        "Messages",
+        "List messages, newest first.",
+        "talk:messages",
+        (
+            option("--agent", about="only from or to this agent"),
+            option("--before", about="only messages before this id", type=whole),
+            _limit("messages", 20),
+            switch("--full", about="print whole messages"),
+            option("--mark-read", about="mark this message to you as read instead", type=whole, metavar="ID"),
+        ),
+    ),
+    Verb("questions", "Messages", "List the agents' questions, open ones first.", "talk:questions"),
+    Verb(
+        "answer",
+        "Messages",
+        "Answer a question.",
+        "talk:answer",
+        (
+            positional("id", "the question's number", type=whole),
+            positional("text", "the answer; without it, or as '-', standard input", nargs="*"),
+        ),
+    ),
+    Verb(
+        "cancel-question",
+        "Messages",
+        "Cancel a question; the agent is told.",
+        "talk:cancel_question",
+        (positional("id", "the question's number", type=whole),),
+    ),
+)
+
+_HOST = (
+    Verb(
+        "login",
+        "People and host",
+        "Print a one-time link that logs a browser in.",
+        "history:login",
+        (
+            option("--user", about="who logs in (default operator); made if new", default="operator"),
+            option(
+                "--role",
+                about="what a new user may do (default operator)",
+                choices=("viewer", "operator"),
+                default="operator",
+            ),
+        ),
+    ),
+    Verb("users", "People and host", "List people who may log in.", "history:users"),
+    Verb("sessions", "People and host", "List live browser sessions.", "history:sessions"),
+    Verb(
+        "schema",
+        "People and host",
+        "Print the JSON Schema of an agent's settings.",
+        "local:schema",
+        (),
+        (("hive schema > spec.schema.json", "for an editor or another program"),),
+        json=False,
+    ),
+    Verb(
+        "check-config",
+        "People and host",
+        "Validate the host's configuration without a hive.",
+        "local:check_config",
+        (positional("file", "the file (default $HIVE_CONFIG, else /etc/hyperhive/config.json)", nargs="?"),),
+    ),
+    Verb("version", "People and host", "Print the version.", "local:version"),
+)
+
+VERBS: tuple[Verb, ...] = (*_HIVE, *_AGENTS, *_PROPOSALS, *_TALK, *_HOST)
