@@ -100,15 +100,19 @@ class Hived:
         )  # fmt: skip
         self.sites = AgentServers(services, run, state)
         applier = Applier(
-            store=store, containers=self.containers, nix=nix, git=self.git, host_files=files, sockets=self.sites,
-            voice=self.broker, builds=self.builds, clock=self.clock, append_log=self.events.append_build_log,
+            store=store, containers=self.containers, nix=nix, git=self.git, host_files=files,
+            sockets=self.sites, voice=self.broker, builds=self.builds, clock=self.clock,
+            append_log=self.events.append_build_log,
             paths=Paths(agents=state / "agents", sockets=run / "agents", staged=state / "staged"),
         )  # fmt: skip
         self.passes = Passes(
             store=store, containers=self.containers, host_files=files, sockets=self.sites, builds=self.builds,
             applier=applier, clock=self.clock, bounds=Bounds(hello_s=config.timeouts.hello_s),
             resync_s=config.timeouts.resync_s, after_step=self.gateway_sync.poke,
-            presence=SeenByPasses(self.broker.hello_of, self.broker.has_live_turn, presence.set_phase),
+            presence=SeenByPasses(
+                self.broker.hello_of, presence.is_ready, self.broker.has_live_turn, presence.set_phase,
+                self.broker.drain,
+            ),
         )  # fmt: skip
         self.control = ControlServer(services, run, Ids.of(config))
 

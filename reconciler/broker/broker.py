@@ -51,7 +51,8 @@ class MessageBroker:
         events.observe(self._observe)
 
     async def start(self) -> None:
-        """Take up the open turns of the process before."""
+        """Take up what the process before left: events that were not copied yet, open turns."""
+        await self._core.events.drain()
         await self._core.presence.load()
 
     async def run(self) -> None:
@@ -165,6 +166,6 @@ class MessageBroker:
         turns. A new harness process ends it."""
         if on:
             self._core.draining.add(agent)
-        else:
+        elif agent in self._core.draining:
             self._core.draining.discard(agent)
             self._core.ring(agent)

@@ -39,6 +39,8 @@ class Delivery:
         while True:
             seen = bell.version
             self._core.check_boot(agent, boot)
+            if self._core.presence.ready(agent):
+                self._core.wake(agent)
             opens_at = await self._opens_at(self._core.store.state, agent, turn)
             if opens_at == 0 and (found := await self._take(agent, boot, limit, turn)) is not None:
                 return found

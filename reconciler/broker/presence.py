@@ -23,6 +23,9 @@ from reconciler.store import agents, turns
 from reconciler.store import events as history
 from reconciler.store.db import Row, Store
 
+GRACE_S = 5.0
+"""After a start of hived, harnesses at work get this long to greet before they count as not there."""
+
 Phase = Literal["unknown", "absent", "starting", "running", "exited"]
 
 
@@ -88,6 +91,7 @@ class _Memory:
 
     boot: str | None = None
     hello_at: float | None = None
+    ready: bool = False
     turn: int | None = None
     model: str | None = None
     compacting: bool = False
@@ -114,8 +118,11 @@ class Presence:
         self._publish = publish
         self._memories: dict[str, _Memory] = {}
         self._told: dict[str, tuple[Shown, int]] = {}
+        self._unsure: set[str] = set()
+        self._passed: dict[str, int] = {}
         self._dirty: set[str] = set()
         self._news = Signal()
+        self._grace_until = micros(clock.now() + GRACE_S)
 
     async def load(self) -> None:
         """Take up open turns of the process before: their harnesses may still be at work."""
@@ -126,6 +133,8 @@ class Presence:
     def hello(self, agent: AgentName, boot: str) -> None:
         """A harness process greeted."""
         memory = self._of(agent)
+        if memory.boot != boot:
+            memory.ready = False
         memory.boot, memory.hello_at = boot, self._clock.now()
         self.touch(agent)
 
@@ -133,6 +142,7 @@ class Presence:
         """The harness is no more."""
         memory = self._of(agent)
         memory.boot = memory.hello_at = memory.turn = None
+        memory.ready = False
         memory.compacting = False
         self.touch(agent)
 
@@ -189,6 +199,17 @@ class Presence:
         """The harness process that greeted last, if it is not known to be gone."""
         return self._of(agent).boot
 
+    def is_ready(self, agent: AgentName) -> bool:
+        """Whether that harness process has come to take messages (or was in a turn when it greeted): it has
+        loaded all that a turn needs."""
+        return self._of(agent).ready
+
+    def ready(self, agent: AgentName) -> bool:
+        """The harness takes messages; True if that is news."""
+        memory = self._of(agent)
+        news, memory.ready = not memory.ready, True
+        return news
+
     def hello_of(self, agent: AgentName) -> float | None:
         """Epoch seconds of its hello to this process."""
         return self._of(agent).hello_at
@@ -228,12 +249,19 @@ class Presence:
             names, self._dirty = self._dirty, set()
             for name in sorted(names):
                 await self.tell(name)
-            now = micros(self._clock.now())
-            ends = {n: s.until for n, (s, _) in self._told.items() if s.until is not None and s.until > now}
-            pause_s = (min(ends.values()) - now) / MICRO if ends else None
+            ends = self._ends()
+            pause_s = None if not ends else min(ends.values()) / MICRO - self._clock.now()
             if not await self._news.wait(seen, self._clock, pause_s):
                 now = micros(self._clock.now())
-                self._dirty.update(name for name, until in ends.items() if until <= now)
+                due = {name: at for name, at in ends.items() if at <= now}
+                self._passed |= due
+                self._dirty.update(due)
+
+    def _ends(self) -> dict[str, int]:
+        """When to look at agents again although nobody said so: each such instant counts once."""
+        ends = {name: shown.until for name, (shown, _) in self._told.items() if shown.until is not None}
+        ends |= dict.fromkeys(self._unsure, self._grace_until)
+        return {name: at for name, at in ends.items() if self._passed.get(name) != at}
 
     async def tell(self, name: str) -> None:
         """Publish the agent's state if it is another than the last one told."""
@@ -244,7 +272,9 @@ class Presence:
         if told is not None:
             self._told[name] = told
             if not self._is_known(name):
+                self._unsure.add(name)
                 return  # nothing is known yet that history does not say better
+        self._unsure.discard(name)
         shown = derive_state(self._facts(name, row))
         if told is not None and told[0] == shown:
             return
@@ -264,8 +294,11 @@ class Presence:
         return self._memories.setdefault(agent, _Memory())
 
     def _is_known(self, name: str) -> bool:
+        """Whether this process knows more of the agent than history does."""
         memory = self._of(name)
-        return memory.phase != "unknown" or memory.hello_at is not None or memory.turn is not None
+        if memory.hello_at is not None or memory.turn is not None or memory.phase in {"absent", "exited"}:
+            return True
+        return memory.phase != "unknown" and micros(self._clock.now()) >= self._grace_until
 
     def _facts(self, name: str, row: Row) -> Facts:
         memory, now = self._of(name), micros(self._clock.now())
@@ -307,5 +340,5 @@ class Presence:
 
 
 def _whole_ms(instant: int | None) -> int | None:
-    """As it is told: in milliseconds, so that it equals what history gives back."""
-    return None if instant is None else instant // 1000 * 1000
+    """As it is told: in milliseconds, so that it equals what history gives back; never too early."""
+    return None if instant is None else -(-instant // 1000) * 1000

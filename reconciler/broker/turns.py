@@ -93,7 +93,7 @@ class Turns:
             policy, everybody = await self._core.policy(tx, agent), await roster(tx)
             drafts = await agents.draft_names(tx) if row["role"] == Role.MANAGER else []
             await tx.emit("agent.hello", agent, generation=serving.number)
-            tx.after_commit(lambda: self._greeted(agent, request.boot))
+            tx.after_commit(lambda: self._greeted(agent, request.boot, request.turn))
         await self._record(agent, history.record_turn_ended, *ended)
         return wire.Welcome(
             wire=wire.WIRE_VERSION,
@@ -110,10 +110,12 @@ class Turns:
             hive_drafts=drafts,
         )
 
-    def _greeted(self, agent: AgentName, boot: str) -> None:
+    def _greeted(self, agent: AgentName, boot: str, turn: int | None) -> None:
         if self._core.presence.boot_of(agent) != boot:
             self._core.draining.discard(agent)  # whatever it was stopped for, it is a new process
         self._core.presence.hello(agent, boot)
+        if turn is not None:
+            self._core.presence.ready(agent)
         self._core.ring(agent)
         self._core.orders[agent].notify()
         self._core.wake(agent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import structlog
 
@@ -29,18 +30,28 @@ RETRY_FIRST_S = 0.5
 RETRY_LONGEST_S = 30.0
 
 
+class Drain(Protocol):
+    """Let the agent come to rest between two turns, or give it turns again."""
+
+    def __call__(self, agent: AgentName, *, on: bool) -> None: ...
+
+
 class Presence:
     """What passes need to know of harnesses (implemented by the broker) and tell it of containers."""
 
     def __init__(
         self,
         hello_of: Callable[[AgentName], float | None],
+        is_ready: Callable[[AgentName], bool],
         has_live_turn: Callable[[AgentName], bool],
         set_phase: Callable[[AgentName, ContainerStatus, Outcome], Awaitable[None]],
+        drain: Drain,
     ) -> None:
         self.hello_of = hello_of
+        self.is_ready = is_ready
         self.has_live_turn = has_live_turn
         self.set_phase = set_phase
+        self.drain = drain
 
 
 class Passes:
@@ -162,6 +173,8 @@ class Passes:
                 return Settled()
             facts, status, planned = found
             await self._presence.set_phase(name, status, planned.outcome)
+            rests = isinstance(planned.outcome, Waiting) and planned.outcome.turn_end
+            self._presence.drain(name, on=rests)
             if not planned.steps:
                 await self._forgive(facts, status)
                 return planned.outcome
@@ -183,6 +196,7 @@ class Passes:
             invocation=status.invocation,
             started_at=status.started_at,
             hello=hello is not None and status.started_at is not None and hello >= status.started_at,
+            ready=self._presence.is_ready(name),
             busy=self._presence.has_live_turn(name),
             directories=await self._host_files.agent_is_ready(
                 name, facts.uid_base, manager=facts.role is Role.MANAGER

@@ -72,6 +72,7 @@ class Actual:
     invocation: str | None = None
     started_at: float | None = None
     hello: bool = False
+    ready: bool = False
     busy: bool = False
     attached: bool = False
     directories: bool = False

@@ -60,7 +60,7 @@ def _plan_deployment(
         return Plan((Step(Kind.BUILD, f"{label} is approved"),), Waiting(f"the build of {label}"))
     if deployment.state is not ProposalState.ACTIVATING:
         if (actual.busy or actual.attached) and actual.alive and not deployment.now:
-            return Plan((), Waiting(f"the end of the running turn, to activate {label}"))
+            return Plan((), Waiting(f"the end of the running turn, to activate {label}", turn_end=True))
         return Plan((Step(Kind.ACTIVATE, f"{label} is built"),), Again(0))
     return _plan_probe(deployment, actual, now, bounds)
 
@@ -79,14 +79,14 @@ def _plan_probe(deployment: Deployment, actual: Actual, now: float, bounds: Boun
         steps.append(Step(Kind.START, f"activating {label}", deployment.toplevel))
         return Plan(tuple(steps), Again(0))
     if actual.phase == "exited":
-        return Plan((Step(Kind.ROLL_BACK, "its container ended before the harness said hello"),), Again(0))
-    if actual.hello:
-        return Plan((Step(Kind.CONFIRM, f"{label} came up and its harness said hello"),), Again(0))
+        return Plan((Step(Kind.ROLL_BACK, "its container ended before the harness was ready"),), Again(0))
+    if actual.hello and actual.ready:
+        return Plan((Step(Kind.CONFIRM, f"{label} came up and its harness takes messages"),), Again(0))
     deadline = (actual.started_at or now) + bounds.hello_s
     if now >= deadline:
-        return Plan(
-            (Step(Kind.ROLL_BACK, f"its harness did not say hello within {bounds.hello_s:g} s"),), Again(0)
-        )
+        missing = "take messages" if actual.hello else "say hello"
+        reason = f"its harness did not {missing} within {bounds.hello_s:g} s"
+        return Plan((Step(Kind.ROLL_BACK, reason),), Again(0))
     steps = _prepare(actual)
     return Plan(tuple(steps), Again(deadline - now))
 
@@ -126,7 +126,7 @@ def _plan_running(desired: Desired, actual: Actual, now: float, bounds: Bounds) 
         return Plan((*steps, Step(Kind.STOP, "a restart was asked for"), *again), Again(0))
     if actual.toplevel != target.toplevel:
         if actual.busy or actual.attached:
-            return Plan(tuple(steps), Waiting("the end of the running turn, to repair drift"))
+            return Plan(tuple(steps), Waiting("the end of the running turn, to repair drift", turn_end=True))
         return Plan((*steps, Step(Kind.STOP, "another generation runs than should"), *again), Again(0))
     return Plan(tuple(steps), Settled())
 

@@ -77,10 +77,13 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Nothing to do until `on` happens (a hint will come): approval, build, the end of a turn, the
-    operator."""
+    """Nothing to do until `on` happens (a hint will come): approval, build, the end of a turn, the operator.
+
+    `turn_end`: the agent is to get no further turn meanwhile, else a busy one would never come to rest.
+    """
 
     on: str
+    turn_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)

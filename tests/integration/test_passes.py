@@ -68,6 +68,7 @@ class Memory:
     hellos: dict[AgentName, float] = field(default_factory=dict)
     busy: set[AgentName] = field(default_factory=set)
     served: set[AgentName] = field(default_factory=set)
+    draining: set[AgentName] = field(default_factory=set)
 
 
 @dataclass
@@ -116,6 +117,9 @@ class Bench:
         async def phase(name: AgentName, status: ContainerStatus, outcome: Outcome) -> None:
             pass
 
+        def drain(agent: AgentName, *, on: bool) -> None:
+            (memory.draining.add if on else memory.draining.discard)(agent)
+
         async def append_log(proposal: int, lines: list[str]) -> None:
             self.logs += lines
 
@@ -133,7 +137,10 @@ class Bench:
         return Passes(
             store=self.store, containers=self.containers, host_files=self.files, sockets=sockets,
             builds=self.builds, applier=self.applier, clock=self.clock, bounds=Bounds(), resync_s=10,
-            presence=Presence(memory.hellos.get, memory.busy.__contains__, phase), after_step=lambda: None,
+            after_step=lambda: None,
+            presence=Presence(
+                memory.hellos.get, memory.hellos.__contains__, memory.busy.__contains__, phase, drain
+            ),
         )  # fmt: skip
 
     async def die(self) -> None:
@@ -158,7 +165,7 @@ class Bench:
         raise AssertionError("it never rests")
 
     async def _built(self, name: AgentName) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while self.builds.running(name):
                 await asyncio.sleep(0)
                 for task in list(self.builds.tasks.values()):
@@ -266,6 +273,7 @@ async def test_activation_waits_for_the_end_of_the_turn(bench: Bench) -> None:
     later = await bench.approve("opus")
     assert isinstance(await bench.settle(), Waiting)
     assert len(bench.containers.history) == 1
+    assert bench.memory.draining == {SMITH}, "it gets no further turn meanwhile"
     bench.memory.busy.clear()
     await bench.settle()
     assert await bench.state_of(later) is ProposalState.DEPLOYED

@@ -56,13 +56,13 @@ class World:
                 hello = step.toplevel != NEW or self.healthy
                 self.actual = replace(
                     a, phase="running", toplevel=step.toplevel, invocation=f"start-{self.starts}",
-                    started_at=self.now, hello=hello, busy=False, attached=False,
+                    started_at=self.now, hello=hello, ready=hello, busy=False, attached=False,
                 )  # fmt: skip
                 self.desired = replace(self.desired, restart_wanted=False)
             case Kind.STOP:
                 assert a.alive, "only what lives is stopped"
                 self.desired = replace(d, stop_intent=a.invocation)
-                self.actual = replace(a, phase="exited", busy=False, attached=False, hello=False)
+                self.actual = replace(a, phase="exited", busy=False, attached=False, hello=False, ready=False)
             case Kind.CLEAR:
                 assert a.phase == "exited", "only an ended container is cleared"
                 self.actual = replace(a, phase="absent", toplevel=None, invocation=None, started_at=None)
@@ -72,6 +72,7 @@ class World:
             case Kind.CONFIRM:
                 assert d.deployment is not None
                 assert a.hello
+                assert a.ready
                 self.desired = replace(
                     d, deployment=None, current=Target(99, NEW), crashes=Crashes(), restart_wanted=False
                 )
@@ -79,7 +80,7 @@ class World:
                 self.desired = replace(d, deployment=None, stop_intent=a.invocation)
                 self.actual = replace(
                     a, phase="absent", toplevel=None, invocation=None, started_at=None,
-                    busy=False, hello=False,
+                    busy=False, hello=False, ready=False,
                 )  # fmt: skip
             case Kind.ABANDON:
                 self.desired = replace(d, deployment=None)
@@ -132,6 +133,7 @@ def actuals(draw: st.DrawFn) -> Actual:
     return Actual(
         phase=phase, toplevel=draw(st.sampled_from([OLD, NEW, OTHER])), invocation="start-0",
         started_at=draw(st.floats(8_000, 10_000)), hello=alive and draw(st.booleans()),
+        ready=alive and draw(st.booleans()),
         busy=alive and draw(st.booleans()), attached=alive and draw(st.booleans()),
         directories=directories, sockets=sockets,
     )  # fmt: skip
@@ -217,7 +219,7 @@ def test_nothing_new_is_built_activated_or_started_without_a_decision(world: Wor
 def test_what_never_says_hello_is_rolled_back(world: World) -> None:
     world.healthy = False
     before = world.desired.current
-    running_new = world.actual.toplevel == NEW and world.actual.hello
+    running_new = world.actual.toplevel == NEW and world.actual.hello and world.actual.ready
     if world.desired.deployment is None or running_new:
         return
     world.run()
@@ -237,7 +239,7 @@ def test_after_a_crash_of_hived_at_any_point_the_next_pass_converges(world: Worl
     if d.deployment is not None:
         world.desired = replace(d, deployment=replace(d.deployment, building=False))
     if world.actual.alive and not (world.actual.toplevel == NEW and not world.healthy):
-        world.actual = replace(world.actual, hello=True)
+        world.actual = replace(world.actual, hello=True, ready=True)
     world.run()
     assert world.look().steps == ()
 
