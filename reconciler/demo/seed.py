@@ -13,9 +13,9 @@ from reconciler.errors import PermanentError
 HIVE = (services.PYTHON, "-m", "reconciler.cli")
 # Name and the arguments of `hive new`.
 AGENTS = (
-    ("hm1nd", ("--role", "manager")),
-    ("scout", ()),
-    ("smith", ()),
+    ("hm1nd", ("--role", "manager", "--allow", "git *", "--description", "drafts and proposes the others")),
+    ("scout", ("--allow", "git *", "--description", "looks things up")),
+    ("smith", ("--allow", "git *", "--description", "builds things")),
 )
 _MARKER = "seeded"
 _READY_S = 60.0
