@@ -13,7 +13,8 @@ from reconciler.gateway.screening import Refusal, Rules, for_counting, screen, w
 MODEL = "claude-haiku-5-5"
 WORDS = st.sampled_from([
     "text", "image", "document", "tool_result", "url", "base64", "file", "content", "custom",
-    "web_search_20250305", "tool_addition", "tool_reference", "type", "source", "role", "user", "clear_x", "compact_x", "edits",
+    "web_search_20250305", "tool_addition", "tool_reference", "type", "source", "role", "user", "clear_x",
+    "compact_x", "edits",
 ])  # fmt: skip
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | WORDS,

@@ -57,7 +57,7 @@ def answer(scenarios: tuple[Scenario, ...], request: dict[str, Any]) -> dict[str
     return message_of(answer_of(reply_to(scenarios, conversation), conversation))
 
 
-@given(st.lists(conversations(), min_size=1, max_size=6), st.randoms())
+@given(st.lists(conversations(), min_size=1, max_size=3), st.randoms())
 def test_an_answer_does_not_depend_on_what_was_asked_before_or_between(
     requests: list[dict[str, Any]], chance: random.Random
 ) -> None:
