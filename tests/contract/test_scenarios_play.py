@@ -100,15 +100,11 @@ class Play:
             resume=False, generation=1, peers=["operator"], directives_after=0,
         )  # fmt: skip
         names = ["Read", "Edit", "Write", *self.offered, *(["Bash"] if self.allow else [])]
-        said: list[dict[str, Any]] = [
-            {
-                "role": "user",
-                "content": wake_prompt(self.agent, Inbox(lease=1, messages=delivered, waiting=0)),
-            }
-        ]
+        said: list[dict[str, Any]] = [{"role": "user", "content": wake_prompt(self.agent, inbox)}]
         for _ in range(STEPS_MAX):
             body = {
-                "model": "claude-haiku-5-5", "max_tokens": 9, "system": system_prompt(welcome), "messages": said,
+                "model": "claude-haiku-5-5", "max_tokens": 9, "messages": said,
+                "system": system_prompt(welcome),
                 "tools": [{"name": name} for name in names],
             }  # fmt: skip
             conversation = read(body)
