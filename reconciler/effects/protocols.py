@@ -43,7 +43,8 @@ class ContainerStatus:
     `phase`: absent (never started, or its record was cleared) · starting · running · exited.
     `toplevel` and `invocation` (random id of this start) are of the start that the status speaks of.
     `exit_code`: of nspawn, None if unknown or killed by `signal`. `started_at`: epoch seconds.
-    `limits_enforced` names limits in force (memory, tasks, cpu).
+    `limits_enforced` names limits in force (memory, tasks, cpu). `host_restarted`: it ran before the host (or
+    the PID namespace that hived lives in) was started again, which ended it.
     """
 
     phase: Literal["absent", "starting", "running", "exited"]
@@ -56,6 +57,7 @@ class ContainerStatus:
     oom: bool = False
     started_at: float | None = None
     limits_enforced: tuple[str, ...] = ()
+    host_restarted: bool = False
 
 
 class Containers(Protocol):

@@ -202,6 +202,7 @@ class Passes:
                 name, facts.uid_base, manager=facts.role is Role.MANAGER
             ),
             sockets=self._sockets.is_served(name),
+            host_restarted=status.host_restarted,
         )
         return facts, status, plan(facts.desired, actual, self._clock.now(), self._bounds)
 

@@ -64,7 +64,8 @@ class Actual:
     """What is true of one agent.
 
     `phase`, `toplevel`, `invocation`, `started_at` are of its container; `hello`: its harness has greeted
-    since that start; `busy`: a turn is live; `attached`: a person has a terminal in it.
+    since that start; `busy`: a turn is live; `attached`: a person has a terminal in it; `host_restarted`: it
+    ended because the host did.
     """
 
     phase: Literal["absent", "starting", "running", "exited"] = "absent"
@@ -77,6 +78,7 @@ class Actual:
     attached: bool = False
     directories: bool = False
     sockets: bool = False
+    host_restarted: bool = False
 
     @property
     def alive(self) -> bool:

@@ -69,6 +69,7 @@ def _plan_probe(deployment: Deployment, actual: Actual, now: float, bounds: Boun
     label = f"proposal {deployment.proposal}"
     since = deployment.activating_at if deployment.activating_at is not None else now
     is_candidate = actual.toplevel == deployment.toplevel and (actual.started_at or 0.0) >= since
+    is_candidate = is_candidate and not actual.host_restarted  # that says nothing about the commit
     if not is_candidate:
         steps = []
         if actual.alive:
@@ -132,6 +133,8 @@ def _plan_running(desired: Desired, actual: Actual, now: float, bounds: Bounds) 
 
 
 def _plan_exited(desired: Desired, actual: Actual, now: float, bounds: Bounds) -> Plan:
+    if actual.host_restarted:
+        return Plan((Step(Kind.CLEAR, "the host was started again"),), Again(0))
     if actual.invocation == desired.stop_intent:
         return Plan((Step(Kind.CLEAR, "it was stopped on purpose"),), Again(0))
     if desired.crashes.told != actual.invocation:

@@ -192,6 +192,7 @@ class ShimContainers:
             oom=found.oom and over,
             started_at=found.started_at,
             limits_enforced=found.limits_enforced,
+            host_restarted=found.world != proc.world_id(),
         )
 
     def _phase(self, found: record.Record) -> Literal["absent", "starting", "running", "exited"]:

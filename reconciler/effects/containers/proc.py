@@ -74,9 +74,13 @@ def ref(pid: int) -> ProcessRef:
 
 
 def world_id() -> str:
-    """What pids are relative to: the boot and the pid namespace. References of another world are dead."""
+    """What pids are relative to: the boot and the pid namespace. References of another world are dead.
+
+    The kernel gives the number of a namespace that is gone to the next one, so the start of its first process
+    is part of the name.
+    """
     boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}/{_stat(1)[1]}"
 
 
 def children(pid: int) -> list[int]:
