@@ -2,6 +2,7 @@
 
 message → request at the model, warm session   against a bare `claude --print` of the same version
 container start → harness hello                in milliseconds, and against a bare Python in the same root
+model request → first byte, end                through the gateway, against the model itself
 no-op pass over all agents                     against reading the same rows and records without planning
 resident memory of each process, idle          MiB
 """
@@ -16,7 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import bare, containers, latency, memory, passes
+from bench import bare, containers, gateway, latency, memory, passes
 from bench.figures import Figure
 from tests.support.demohive import free_port, start_demo, stop_demo
 
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="hive-bench-") as folder:
         figures += passes.measure(SAMPLES)
+        figures += gateway.measure(SAMPLES)
         baseline = bare.measure(SAMPLES)
         demo = start_demo(Path(folder) / "demo", free_port())
         try:
