@@ -105,9 +105,10 @@ class Hived:
             append_log=self.events.append_build_log,
             paths=Paths(agents=state / "agents", sockets=run / "agents", staged=state / "staged"),
         )  # fmt: skip
+        bounds = Bounds(hello_s=config.timeouts.hello_s, ready_s=config.timeouts.ready_s)
         self.passes = Passes(
             store=store, containers=self.containers, host_files=files, sockets=self.sites, builds=self.builds,
-            applier=applier, clock=self.clock, bounds=Bounds(hello_s=config.timeouts.hello_s),
+            applier=applier, clock=self.clock, bounds=bounds,
             resync_s=config.timeouts.resync_s, after_step=self.gateway_sync.poke,
             presence=SeenByPasses(
                 self.broker.hello_of, presence.is_ready, self.broker.has_live_turn, presence.set_phase,

@@ -48,9 +48,11 @@ class Harness(_Part):
 
 
 class Timeouts(_Part):
-    """Deadlines in seconds."""
+    """Deadlines in seconds. From its start a new generation has `hello_s` to say hello and `ready_s` to take
+    messages."""
 
     hello_s: Annotated[float, Field(gt=0)] = 20.0
+    ready_s: Annotated[float, Field(gt=0)] = 60.0
     examine_s: Annotated[float, Field(gt=0)] = 20.0
     build_s: Annotated[float, Field(gt=0)] = 1800.0
     resync_s: Annotated[float, Field(gt=0)] = 10.0

@@ -207,8 +207,10 @@ class Presence:
     def ready(self, agent: AgentName) -> bool:
         """The harness takes messages; True if that is news."""
         memory = self._of(agent)
-        news, memory.ready = not memory.ready, True
-        return news
+        if memory.ready:
+            return False
+        memory.ready = True
+        return True
 
     def hello_of(self, agent: AgentName) -> float | None:
         """Epoch seconds of its hello to this process."""

@@ -53,7 +53,8 @@ def wait_until_at_work(world: World, tell: Callable[[str], None]) -> list[str]:
         late = [
             f"{agent['name']}: {agent['state']}"
             for agent in agents(world)
-            if agent["desired"] == "running" and agent["state"] not in _AT_WORK
+            if agent["desired"] == "running"
+            and (agent["state"] not in _AT_WORK or agent["generation"] is None)
         ]
         if not late or time.monotonic() > until:
             return late

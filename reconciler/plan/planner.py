@@ -83,10 +83,10 @@ def _plan_probe(deployment: Deployment, actual: Actual, now: float, bounds: Boun
         return Plan((Step(Kind.ROLL_BACK, "its container ended before the harness was ready"),), Again(0))
     if actual.hello and actual.ready:
         return Plan((Step(Kind.CONFIRM, f"{label} came up and its harness takes messages"),), Again(0))
-    deadline = (actual.started_at or now) + bounds.hello_s
+    limit_s, missing = (bounds.ready_s, "take messages") if actual.hello else (bounds.hello_s, "say hello")
+    deadline = (actual.started_at or now) + limit_s
     if now >= deadline:
-        missing = "take messages" if actual.hello else "say hello"
-        reason = f"its harness did not {missing} within {bounds.hello_s:g} s"
+        reason = f"its harness did not {missing} within {limit_s:g} s"
         return Plan((Step(Kind.ROLL_BACK, reason),), Again(0))
     steps = _prepare(actual)
     return Plan(tuple(steps), Again(deadline - now))

@@ -162,7 +162,7 @@ def worlds(draw: st.DrawFn) -> World:
 
 
 @given(worlds())
-@settings(max_examples=1000)
+@settings(max_examples=300)
 def test_applying_plans_reaches_what_is_desired(world: World) -> None:
     world.run()
     desired, actual = world.desired, world.actual
@@ -178,7 +178,7 @@ def test_applying_plans_reaches_what_is_desired(world: World) -> None:
 
 
 @given(worlds())
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_a_second_plan_is_empty(world: World) -> None:
     world.run()
     again = world.look()
@@ -187,7 +187,7 @@ def test_a_second_plan_is_empty(world: World) -> None:
 
 
 @given(worlds())
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_a_live_turn_is_ended_only_by_the_operators_own_act(world: World) -> None:
     seen = world.look()
     if not (world.actual.alive and (world.actual.busy or world.actual.attached)):
@@ -204,7 +204,7 @@ def test_a_live_turn_is_ended_only_by_the_operators_own_act(world: World) -> Non
 
 
 @given(worlds())
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_nothing_new_is_built_activated_or_started_without_a_decision(world: World) -> None:
     had = world.desired.deployment
     current = world.desired.current
@@ -215,7 +215,7 @@ def test_nothing_new_is_built_activated_or_started_without_a_decision(world: Wor
 
 
 @given(worlds())
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_what_never_says_hello_is_rolled_back(world: World) -> None:
     world.healthy = False
     before = world.desired.current
@@ -228,7 +228,7 @@ def test_what_never_says_hello_is_rolled_back(world: World) -> None:
 
 
 @given(worlds(), st.integers(0, 12))
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_after_a_crash_of_hived_at_any_point_the_next_pass_converges(world: World, steps: int) -> None:
     for _ in range(steps):
         seen = world.look()
