@@ -170,14 +170,14 @@ is_running() {
     [ -n "$started" ] || return 1
     IFS= read -r line 2>/dev/null < "/proc/$pid/stat" || return 1
     set -- ${line##*)}
-    [ "${20}" = "$started" ]
+    [ "$1" != Z ] && [ "${20}" = "$started" ]
 }
-if ! is_running; then
-    echo 'error: the demo is not running; start it with `make demo`' >&2
-    exit 1
-fi
 if [ "$(id -u)" != 0 ]; then
     echo 'error: the demo belongs to root, and so does its command line: run this as root' >&2
+    exit 1
+fi
+if ! is_running; then
+    echo 'error: the demo is not running; start it with `make demo`' >&2
     exit 1
 fi
 unset ANTHROPIC_API_KEY LD_LIBRARY_PATH LD_PRELOAD PYTHONHOME PYTHONSTARTUP VIRTUAL_ENV
