@@ -52,7 +52,7 @@ class Timeouts(_Part):
     messages."""
 
     hello_s: Annotated[float, Field(gt=0)] = 20.0
-    ready_s: Annotated[float, Field(gt=0)] = 60.0
+    ready_s: Annotated[float, Field(gt=0)] = 180.0
     examine_s: Annotated[float, Field(gt=0)] = 20.0
     build_s: Annotated[float, Field(gt=0)] = 1800.0
     resync_s: Annotated[float, Field(gt=0)] = 10.0

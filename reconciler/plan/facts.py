@@ -92,7 +92,7 @@ class Bounds:
     restarting."""
 
     hello_s: float = 20.0
-    ready_s: float = 60.0
+    ready_s: float = 180.0
     crashloop: int = 6
     first_delay_s: float = 1.0
     longest_delay_s: float = 60.0
