@@ -2,11 +2,13 @@
 import js from "@eslint/js";
 
 const browser = [
-  "AbortController", "BroadcastChannel", "CustomEvent", "Element", "Event", "EventSource", "FormData",
-  "HTMLElement", "IntersectionObserver", "MutationObserver", "Node", "ResizeObserver", "TextDecoder",
-  "TextEncoder", "URL", "URLSearchParams", "WebSocket", "cancelAnimationFrame", "clearInterval", "clearTimeout",
-  "console", "document", "fetch", "getComputedStyle", "history", "localStorage", "location", "matchMedia",
-  "navigator", "performance", "queueMicrotask", "requestAnimationFrame", "sessionStorage", "setInterval",
+  "AbortController", "AbortSignal", "BroadcastChannel", "CSS", "CustomEvent", "DOMParser", "Element", "Event",
+  "EventSource", "FormData", "HTMLDialogElement", "HTMLElement", "HTMLFormElement", "HTMLInputElement",
+  "HTMLTemplateElement", "IntersectionObserver", "KeyboardEvent", "MessageEvent", "MutationObserver", "Node",
+  "Notification", "ResizeObserver", "TextDecoder", "TextEncoder", "URL", "URLSearchParams", "WebSocket",
+  "addEventListener", "cancelAnimationFrame", "clearInterval", "clearTimeout", "console", "crypto", "document",
+  "fetch", "getComputedStyle", "history", "localStorage", "location", "matchMedia", "navigator", "performance",
+  "queueMicrotask", "removeEventListener", "requestAnimationFrame", "sessionStorage", "setInterval",
   "setTimeout", "structuredClone", "window",
 ];
 // Loaded from ui/static/vendor before ours.

@@ -4,7 +4,6 @@ export default {
   ignoreFiles: ["**/vendor/**"],
   rules: {
     "color-no-invalid-hex": true,
-    "declaration-no-important": true,
     // a component's variants stand beside it, not in order of weight
     "no-descending-specificity": null,
   },
