@@ -368,8 +368,9 @@ async def test_a_write_that_has_begun_is_ended_although_its_client_has_gone(
     await until(lambda: services.agents.calls != [])
     task = next(iter(server._running._tasks))
     writer.close()
-    await writer.wait_closed()
-    await asyncio.sleep(0)
+    http = server._open[0].runner.server
+    assert http is not None
+    await until(lambda: http.connections == [])  # the server has noticed
     services.agents.gate.set()
     assert (await task).name == "scout"
 

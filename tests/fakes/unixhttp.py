@@ -33,6 +33,10 @@ else:
 """
 
 
+# The interpreter of a virtual environment may lie where other users cannot go; the child needs no packages.
+_PYTHON = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Status, headers and body; `json` parses it."""
@@ -84,7 +88,7 @@ class Api:
 async def as_user(path: Path, request: str, *, uid: int, gid: int, groups: Sequence[int] = ()) -> str:
     """What a process of that user gets: the status line and body, "closed", or the name of an OSError."""
     child = await asyncio.create_subprocess_exec(
-        sys.executable,
+        _PYTHON,
         *("-I", "-c", _CHILD, str(path), request),
         user=uid,
         group=gid,

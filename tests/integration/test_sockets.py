@@ -87,7 +87,7 @@ async def test_a_new_socket_takes_the_place_of_the_old_one_without_a_gap(tmp_pat
 async def test_a_socket_whose_file_was_removed_or_replaced_knows_it(tmp_path: Path) -> None:
     path = tmp_path / "s"
     listener = make(path)
-    path.unlink()
+    path.rename(tmp_path / "other")
     assert not listener.alive
     path.symlink_to(tmp_path / "other")
     assert not listener.alive
