@@ -1,0 +1,39 @@
+"""Pages that are made from code say what the code says, and the README's links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from reconciler.model import reference
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_reference_of_agent_nix_is_current() -> None:
+    wanted = "python -m reconciler.model.reference > docs/agent-nix.md"
+    assert (ROOT / "docs/agent-nix.md").read_text() == reference.text(), wanted
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))]
+)
+def test_links_to_files_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+    assert missing == []
+
+
+def test_every_claim_of_the_boundary_names_a_test_that_exists() -> None:
+    table = (ROOT / "README.md").read_text().partition("| claim | shown by |")[2].partition("\n\n")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and not line.startswith("|---")]
+    assert len(rows) >= 8
+    for row in rows:
+        names = re.findall(r"`(test_\w+)`", row)
+        assert names, row
+        for name in names:
+            found = [p for p in ROOT.glob("tests/**/*.py") if re.search(rf"\bdef {name}\b", p.read_text())]
+            assert found, f"{name} of the README does not exist"
