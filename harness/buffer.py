@@ -8,10 +8,11 @@ gaps.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ _BATCH_BYTES = 512 * 1024
 _ALWAYS_KEPT = frozenset({"result", "context"})
 _DEPTH_MAX = 12
 _ITEMS_MAX = 500
+_ITEM_COST = 20
 
 
 class Emit(Protocol):
@@ -104,6 +106,9 @@ def clipped(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Clipper:
+    """Counts down what may still be sent; values cost a little beside their text, so that many small ones
+    end, too."""
+
     def __init__(self) -> None:
         self._left = EVENT_TEXT_MAX
 
@@ -111,19 +116,27 @@ class _Clipper:
         match value:
             case str():
                 return self._text(value)
+            case dict() if depth < _DEPTH_MAX:
+                return {
+                    self._text(str(key)[:200]): self.value(value[key], depth + 1) for key in self._some(value)
+                }
+            case list() | tuple() if depth < _DEPTH_MAX:
+                return [self.value(item, depth + 1) for item in self._some(value)]
             case bool() | None:
                 return value
-            case int():
-                return value if abs(value) < 2**63 else self._text(str(value)[:40])
+            case int() if abs(value) < 2**63:
+                return value
             case float():
                 return value if math.isfinite(value) else None
-            case dict() if depth < _DEPTH_MAX:
-                items = list(value.items())[:_ITEMS_MAX]
-                return {self._text(str(key)[:200]): self.value(item, depth + 1) for key, item in items}
-            case list() | tuple() if depth < _DEPTH_MAX:
-                return [self.value(item, depth + 1) for item in value[:_ITEMS_MAX]]
             case _:
                 return self._text(str(value)[:1000])
+
+    def _some(self, items: Iterable[Any]) -> Iterator[Any]:
+        for item in itertools.islice(items, _ITEMS_MAX):
+            if self._left <= 0:
+                return
+            self._left -= _ITEM_COST
+            yield item
 
     def _text(self, text: str) -> str:
         kept = text if len(text) <= self._left else text[: max(0, self._left - 1)] + "…"

@@ -6,6 +6,7 @@ was in the harness's own environment is dropped at the start, because the SDK ha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
     text = env.get(name, "")
     if not text:
         return default
-    value = float(text) if text.replace(".", "", 1).isdecimal() else 0.0
+    value = float(text) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) else 0.0
     if not 0 < value < 1e6:
         raise ValueError(f"{name} is {text!r}; it must be a number of seconds above 0")
     return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 HOLD_S = 60.0
@@ -27,12 +27,33 @@ class Forwarder:
         self._moved = moved
         self._hold_s = hold_s
         self._open = 0
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def serve(self, port: int) -> asyncio.Server:
-        """Listens on loopback only; the caller closes the server."""
-        return await asyncio.start_server(self._connection, "127.0.0.1", port)
+    @contextlib.asynccontextmanager
+    async def serving(self, port: int) -> AsyncIterator[int]:
+        """Listens on loopback while the block lasts (on any free port if `port` is 0): the port."""
+        server = await asyncio.start_server(self._connection, "127.0.0.1", port)
+        try:
+            yield int(server.sockets[0].getsockname()[1])
+        finally:
+            server.close()
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._forward(reader, writer)
+        except asyncio.CancelledError:
+            pass  # the harness is ending; asyncio would report a cancelled handler as an error
+        finally:
+            self._tasks.discard(task)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._open >= _CONNECTIONS_MAX:
             writer.close()
             return
@@ -40,15 +61,15 @@ class Forwarder:
         upstream: asyncio.StreamWriter | None = None
         try:
             answer, upstream = await self._upstream()
-            pumps = [
-                asyncio.create_task(_pump(reader, upstream, lambda: None)),
-                asyncio.create_task(_pump(answer, writer, self._moved)),
-            ]
-            # an HTTP exchange is over when either side closes
-            _done, pending = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            for pump in pending:
-                pump.cancel()
-            await asyncio.wait(pumps)
+            async with asyncio.TaskGroup() as pumps:
+                both = [
+                    pumps.create_task(_pump(reader, upstream, lambda: None)),
+                    pumps.create_task(_pump(answer, writer, self._moved)),
+                ]
+                # an HTTP exchange is over when either side closes
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                for pump in both:
+                    pump.cancel()
         except (OSError, TimeoutError):
             pass  # the gateway stayed away: the CLI sees a closed connection and retries by its own rules
         finally:

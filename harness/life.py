@@ -72,27 +72,29 @@ class Life:
     async def work(self) -> None:
         """Serves the model's port, prepares trees and SDK side by side, then takes turns and orders. Never
         returns."""
-        server = await self._forwarder.serve(self._config.model_port)
         trees = asyncio.create_task(self.refresh_trees(), name="trees")
         try:
-            await asyncio.to_thread(importlib.import_module, "harness.session")
-            self._session = self._new_session()
-            await asyncio.wait({trees}, timeout=_TREES_S)
-            self._turns = TurnLoop(
-                self._link,
-                self._session,
-                self,
-                self._orders,
-                agent=self._welcome.agent,
-                idle_park_s=self._config.idle_park_s,
-            )
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._turns.run(), name="turns")
-                group.create_task(self._obey(self._turns), name="directives")
+            async with self._forwarder.serving(self._config.model_port):
+                await self._serve(trees)
         finally:
             trees.cancel()
-            server.close()
             await self._link.close()
+
+    async def _serve(self, trees: asyncio.Task[None]) -> None:
+        await asyncio.to_thread(importlib.import_module, "harness.session")
+        self._session = self._new_session()
+        await asyncio.wait({trees}, timeout=_TREES_S)
+        self._turns = TurnLoop(
+            self._link,
+            self._session,
+            self,
+            self._orders,
+            agent=self._welcome.agent,
+            idle_park_s=self._config.idle_park_s,
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._turns.run(), name="turns")
+            group.create_task(self._obey(self._turns), name="directives")
 
     async def stop(self) -> None:
         """Ends what is going on, within about five seconds."""

@@ -52,7 +52,7 @@ class AgentPrograms:
             self._running += 1
             self._none_running.clear()
         try:
-            return await self._run(argv, cwd, deadline_s, output_max)
+            return await self._run(self._prefix, argv, cwd, deadline_s, output_max)
         finally:
             self._running -= 1
             if self._running == 0:
@@ -70,11 +70,14 @@ class AgentPrograms:
                 async with asyncio.timeout(_PATIENCE_S):
                     await self._none_running.wait()
             with contextlib.suppress(ProgramError):
-                await self._run(["/bin/sh", "-c", "kill -9 -1"], "/", 10.0, 4096)
+                # always as the agent: as anybody else this line would be a disaster
+                await self._run(_AS_AGENT, ["/bin/sh", "-c", "kill -9 -1"], "/", 10.0, 4096)
 
-    async def _run(self, argv: Sequence[str], cwd: Path | str, deadline_s: float, output_max: int) -> bytes:
+    async def _run(
+        self, prefix: Sequence[str], argv: Sequence[str], cwd: Path | str, deadline_s: float, output_max: int
+    ) -> bytes:
         process = await asyncio.create_subprocess_exec(
-            *self._prefix,
+            *prefix,
             *("env", "-C", str(cwd)),  # the agent itself goes to the folder: container root may not enter it
             *argv,
             stdin=asyncio.subprocess.DEVNULL,

@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 _MESSAGES_MAX = 10
 _STOP_S = 2.0
 _FAREWELL_S = 1.0
-_PAUSE_MAX_S = 60.0
 
 
 class Runner(Protocol):
@@ -109,8 +108,8 @@ class TurnLoop:
         self._agent = agent
         self._idle_park_s = idle_park_s
         self._sleep = sleep
-        self._failures = 0
         self._stopping = False
+        self._cancelled = False
         self._out_of_turn = asyncio.Event()
         self._out_of_turn.set()
 
@@ -124,13 +123,15 @@ class TurnLoop:
             while not self._stopping:
                 await self._settle()
                 poll = poll or asyncio.create_task(self._link.inbox(POLL_S, _MESSAGES_MAX), name="inbox")
-                await self._either(poll)
+                idle_at = worked_at + self._idle_park_s
+                await self._either(poll, max(0.0, idle_at - clock()) if self._session.is_open else None)
                 if poll.done() and not self._stopping:
                     inbox, poll = await self._received(poll), None
                     if inbox is not None and inbox.lease is not None:
                         await self._deliver(inbox)
                         worked_at = clock()
-                if self._session.is_open and clock() - worked_at > self._idle_park_s:
+                        continue
+                if self._session.is_open and clock() >= idle_at:
                     await self._session.close()
         finally:
             if poll is not None:
@@ -151,15 +152,16 @@ class TurnLoop:
         if order.kind == "cancel":
             turn = order.data.get("turn")
             if turn is None or turn == self._link.turn:
+                self._cancelled = True  # also for a turn whose session is still being made ready
                 await self._session.interrupt()
         else:
             self.orders.take(order)
 
-    async def _either(self, poll: asyncio.Task[Inbox]) -> None:
-        """Waits for the inbox or an order."""
+    async def _either(self, poll: asyncio.Task[Inbox], at_most_s: float | None) -> None:
+        """Waits for the inbox or an order, or until the session has idled for too long."""
         order = asyncio.create_task(self.orders.changed.wait())
         try:
-            await asyncio.wait({poll, order}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({poll, order}, timeout=at_most_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             order.cancel()
 
@@ -207,8 +209,7 @@ class TurnLoop:
                 await self._link.return_lease(inbox.lease)
             await self._sleep(1.0)
             return
-        verdict = await self._turn(begun, lambda emit: self._converse(wake_prompt(self._agent, inbox), emit))
-        await self._rest(verdict)
+        await self._turn(begun, lambda emit: self._converse(wake_prompt(self._agent, inbox), emit))
 
     async def _compact(self) -> None:
         """A turn of its own, in which the CLI sums the conversation up."""
@@ -217,7 +218,11 @@ class TurnLoop:
         except LinkError as error:
             log.warning("beginning a compaction: %s", error)
             return
-        await self._turn(begun, lambda emit: self._judged("/compact", emit, command=True))
+        await self._turn(begun, self._sum_up)
+
+    async def _sum_up(self, emit: Emit) -> Verdict:
+        emit("prompt", {"text": "/compact"})
+        return await self._judged("/compact", emit, command=True)
 
     async def _converse(self, prompt: str, emit: Emit) -> Verdict:
         """The turn itself; when the conversation has grown too long, compacts and tries once more."""
@@ -230,13 +235,16 @@ class TurnLoop:
         return await self._judged(prompt, emit) if compacted.outcome == "ok" else verdict
 
     async def _judged(self, prompt: str, emit: Emit, *, command: bool = False) -> Verdict:
+        if self._cancelled:
+            return Verdict("cancelled")
         facts = await self._session.run(prompt, emit, command=command)
         return classify(replace(facts, stopping=self._stopping))
 
-    async def _turn(self, begun: TurnBegun, work: Callable[[Emit], Awaitable[Verdict]]) -> Verdict:
+    async def _turn(self, begun: TurnBegun, work: Callable[[Emit], Awaitable[Verdict]]) -> None:
         """Opens and closes a turn around `work`. The end goes out after all events, however long the host is
         away."""
         self._link.enter_turn(begun.turn)
+        self._cancelled = False
         self._out_of_turn.clear()
         buffer = EventBuffer()
         sender = EventSender(self._link, begun.turn, buffer)
@@ -249,33 +257,26 @@ class TurnLoop:
                 # a bug of ours must not take the container down with the turn: the messages come again
                 log.exception("turn %d", begun.turn)
                 verdict = Verdict("crashed", f"the harness failed: {type(error).__name__}: {error}"[:1000])
-            await sender.drained(_FAREWELL_S if self._stopping else None)
+            await self._drained(sender, sending)
             try:
                 await self._link.end_turn(begun.turn, verdict, _FAREWELL_S if self._stopping else None)
             except LinkError as error:
                 log.warning("ending turn %d: %s", begun.turn, error)
-            return verdict
         finally:
             self._link.leave_turn()
             self._out_of_turn.set()
             sending.cancel()
 
-    async def _rest(self, verdict: Verdict) -> None:
-        """After failures in a row the next attempt waits longer; an order ends the wait."""
-        if verdict.outcome in {"ok", "cancelled"}:
-            self._failures = 0
-            return
-        self._failures += 1
-        pause = asyncio.create_task(
-            _as_coroutine(self._sleep(min(_PAUSE_MAX_S, 2.0 ** (self._failures - 1))))
-        )
-        order = asyncio.create_task(self.orders.changed.wait())
+    async def _drained(self, sender: EventSender, sending: asyncio.Task[None]) -> None:
+        """Waits until the host has all events; not for ever when stopping, nor for a sender that broke."""
+        drained = asyncio.create_task(sender.drained(), name="drained")
         try:
-            await asyncio.wait({pause, order}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {drained, sending},
+                timeout=_FAREWELL_S if self._stopping else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
         finally:
-            pause.cancel()
-            order.cancel()
-
-
-async def _as_coroutine(waiting: Awaitable[None]) -> None:
-    await waiting
+            drained.cancel()
+        if sending.done():
+            log.error("the events of a turn were not all sent", exc_info=sending.exception())

@@ -91,7 +91,8 @@ class FakeHost:
         self.lose_answers_to: set[str] = set()
         self._known: set[str] = set()
         self._keys: dict[str, wire.Wire] = {}
-        self._numbers = 0
+        self._message = 0
+        self._lease = 100
         self._changed = asyncio.Condition()
         self._runner: web.AppRunner | None = None
 
@@ -100,7 +101,7 @@ class FakeHost:
         """Listens; like the real host, appears by rename, and knows no harness until it says hello."""
         self._known.clear()
         self._runner = web.AppRunner(
-            self._app(), access_log=None, shutdown_timeout=0.0, handler_cancellation=True
+            self._app(), access_log=None, shutdown_timeout=0.01, handler_cancellation=True
         )
         await self._runner.setup()
         listening = socket.socket(socket.AF_UNIX)
@@ -122,9 +123,9 @@ class FakeHost:
 
     async def deliver(self, body: str, sender: str = "operator", **more: Any) -> int:
         """Queues a message; its id."""
-        self._numbers += 1
+        self._message += 1
         message = wire.Delivered(
-            id=self._numbers, sender=sender, body=body, sent_at="2026-05-01T12:00:00.000Z", **more
+            id=self._message, sender=sender, body=body, sent_at="2026-05-01T12:00:00.000Z", **more
         )
         self.queued.append(message)
         await self.tell()
@@ -136,10 +137,12 @@ class FakeHost:
         self.directives.append(wire.Directive.model_validate({"id": number, "kind": kind, "data": data}))
         await self.tell()
 
-    async def until(self, condition: Callable[[], object], within_s: float = 30.0) -> None:
+    async def until(self, condition: Callable[[], object], within_s: float = 90.0) -> None:
         """Waits until something holds of this host; fails loudly when it does not in time."""
         async with asyncio.timeout(within_s), self._changed:
-            await self._changed.wait_for(condition)
+            while not condition():
+                with contextlib.suppress(TimeoutError):  # a condition may hold of other things than this host
+                    await asyncio.wait_for(self._changed.wait(), 0.05)
 
     async def ended(self, turn: int) -> Turn:
         """The turn, when it is over."""
@@ -226,11 +229,11 @@ class FakeHost:
         taken, self.queued = self.queued[:limit], self.queued[limit:]
         if not taken:
             return wire.Inbox(lease=None, messages=[], waiting=0)
-        self._numbers += 1
-        self.leases[self._numbers] = taken
+        self._lease += 1
+        self.leases[self._lease] = taken
         if within is not None:
-            within.leases.append(self._numbers)
-        return wire.Inbox(lease=self._numbers, messages=taken, waiting=len(self.queued))
+            within.leases.append(self._lease)
+        return wire.Inbox(lease=self._lease, messages=taken, waiting=len(self.queued))
 
     async def _return(self, request: web.Request) -> wire.Wire:
         self._give_back(int(request.match_info["id"]))
@@ -253,7 +256,10 @@ class FakeHost:
             number = len(self.turns) + 1
             self.turns[number] = Turn(number, begin.lease, [])
             self._keys[begin.key] = wire.TurnBegun(turn=number, model=self.told.model)
-        return self._keys[begin.key]
+        begun = self._keys[begin.key]
+        if isinstance(begun, wire.TurnBegun) and self.turns[begun.turn].end is not None:
+            raise Refusal(409, "conflict", "that turn is over")
+        return begun
 
     async def _events(self, request: web.Request) -> wire.Wire:
         turn = self._turn(request)

@@ -46,6 +46,25 @@ def signal_first(process: asyncio.subprocess.Process, number: signal.Signals) ->
             os.kill(int(pid), number)
 
 
+def processes_of_agent(process: asyncio.subprocess.Process) -> list[int]:
+    """Pids, as seen from here, of all processes of the agent's user in this container."""
+    first = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
+    inside = Path(f"/proc/{first}/ns/pid").readlink()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid == AGENT and (folder / "ns/pid").readlink() == inside:
+                found.append(int(folder.name))
+    return found
+
+
+def command_of(pid: int) -> str:
+    """The words of a process, joined by blanks; empty if it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return ""
+
+
 class Container:
     """A folder with the container's `run`, `state`, `home`, `config` and `agents`, and programs in it."""
 

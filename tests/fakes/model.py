@@ -34,7 +34,7 @@ async def serving(path: Path, scenarios: list[dict[str, Any]]) -> AsyncIterator[
     """Plays these scenarios (as in the YAML files) on the socket."""
     log = Log(bodies=True)
     app = ScriptedModel(File.model_validate({"scenarios": scenarios}).scenarios, log).app()
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.0, handler_cancellation=True)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01, handler_cancellation=True)
     await runner.setup()
     try:
         await web.UnixSite(runner, str(path)).start()

@@ -1,0 +1,99 @@
+"""Runs a `harness.session.Session` alone, driven by lines of JSON: started by its contract tests inside a
+container.
+
+In: `{"run": prompt, "command"?: bool}`, `{"interrupt": true}`, `{"model": name}`, `{"close": true}`. Out:
+`{"event": kind, "data": …}` as they come, `{"facts": …}` at the end of each run, `{"tool": name, "arguments":
+…}` for each call of its one tool, `{"ready": true}` after the other commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from harness.config import Config, agent_environment, cli_environment
+from harness.forward import Forwarder
+from harness.policy.engine import Policy, Rules
+from harness.programs import AgentPrograms
+from harness.session import Session, Settings
+from harness.tools.tool import Tool, arguments_schema, text
+
+SESSION = "6f1d3f52-3b8e-4f0a-9f54-0d5a8a3f0009"
+
+
+def say(line: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+async def as_it_is(path: str) -> str:
+    return path
+
+
+async def send(arguments: Mapping[str, Any]) -> str:
+    say({"tool": "send", "arguments": dict(arguments)})
+    return "sent as message 1"
+
+
+async def main() -> None:
+    config = Config(stall_s=float(os.environ.get("STALL_S", "60")))
+    environment = {**cli_environment("scout", config), "CLAUDE_CODE_MAX_RETRIES": "0"}
+    os.environ.clear()
+    os.environ["PATH"] = "/usr/bin:/bin"
+    programs = AgentPrograms(agent_environment("scout", config))
+    rules = Rules(allow=("git *", "sleep *"), tools=("Read", "Write"), roots=("/state",))
+    tool = Tool(
+        "send", "Send a message.", arguments_schema({"to": text("to", 64), "body": text("body", 1000)}), send
+    )
+    session = Session(
+        Settings(
+            SESSION,
+            resume=False,
+            model="claude-sonnet-5",
+            system_prompt="You are `scout`.",
+            tools=("Bash", "Read", "Write"),
+        ),
+        cli=config.cli,
+        environment=environment,
+        policy=lambda: Policy(rules, as_it_is),
+        tools=lambda: [tool],
+        sweep=programs.kill_all,
+        stall_s=config.stall_s,
+        tool_stall_s=config.tool_stall_s,
+    )
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    async with Forwarder(config.model_socket, session.sign_of_life).serving(config.model_port):
+        runs: set[asyncio.Task[None]] = set()
+        while line := await reader.readline():
+            order = json.loads(line)
+            if "run" in order:
+                runs.add(asyncio.create_task(run(session, order)))
+                continue
+            if "interrupt" in order:
+                await session.interrupt()
+            elif "model" in order:
+                await session.apply(dataclasses.replace(session.settings, model=order["model"]))
+            elif "close" in order:
+                await session.close()
+            say({"ready": True})
+        await session.close()
+
+
+async def run(session: Session, order: Mapping[str, Any]) -> None:
+    facts = await session.run(
+        order["run"],
+        lambda kind, data: say({"event": kind, "data": dict(data)}),
+        command=bool(order.get("command")),
+    )
+    say({"facts": dataclasses.asdict(facts), "context": session.context})
+
+
+asyncio.run(main())
