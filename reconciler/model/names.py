@@ -43,6 +43,6 @@ def commit(text: str) -> Commit:
     if not _COMMIT.fullmatch(text):
         raise OperatorError(
             f"{text[:60]!r} is not a full commit id",
-            hint="give the 40 hex digits that `git rev-parse HEAD` prints; branch names and short ids can move",
+            hint="give the 40 hex digits of `git rev-parse HEAD`; branch names and short ids can move",
         )
     return Commit(text)

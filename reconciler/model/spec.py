@@ -116,12 +116,14 @@ class NixAccess(_Part):
 class Spec(_Part):
     """All settings of one agent; every default here is the default of the option of the same name."""
 
-    model: ModelName = Field("haiku", description="The model: haiku, sonnet, opus, fable, or the id of one.")
+    model: ModelName = Field(
+        default="haiku", description="The model: haiku, sonnet, opus, fable, or the id of one."
+    )
     models: list[ModelName] = Field(
-        [], description="Models the operator may switch to; empty: any of the host."
+        default=[], description="Models the operator may switch to; empty: any of the host."
     )
     role: Literal["agent", "manager"] = Field(
-        "agent", description="The manager may propose for all agents; at most one in a hive."
+        default="agent", description="The manager may propose for all agents; at most one in a hive."
     )
     bash: BashPolicy = BashPolicy()
     tools: ToolsPolicy = ToolsPolicy()
@@ -130,11 +132,13 @@ class Spec(_Part):
     send: SendPolicy = SendPolicy()
     budget: Budget = Budget()
     mcpServers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,30}$")], McpServer] = Field(
-        {}, description="Extra MCP servers inside the container: { command, args, env, allow } by name."
+        default={},
+        description="Extra MCP servers inside the container: { command, args, env, allow } by name.",
     )
     limits: Limits = Limits()
     prompt: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,200}$")] | None = Field(
-        None, description="A text file of the repository that is added to the system prompt, 64 KiB at most."
+        default=None,
+        description="A text file of the repository that is added to the system prompt, 64 KiB at most.",
     )
     compact: Compact = Compact()
     notes: Notes = Notes()
