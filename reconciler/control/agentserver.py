@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,8 +37,6 @@ CALLS_MAX = 32
 UPLOADS_MAX = 2
 DROP_S = 2.0
 
-BeforeHello = Callable[[AgentName], Awaitable[None]]
-
 
 @dataclass(slots=True)
 class _Site:
@@ -55,16 +53,12 @@ class _Site:
 
 
 class AgentServers:
-    """The sites of all agents. `before_hello` runs before a hello is answered (it closes user namespaces);
-    if it raises, the harness is told and tries again."""
+    """The sites of all agents."""
 
-    def __init__(
-        self, services: Services, run_dir: Path, state_dir: Path, *, before_hello: BeforeHello | None = None
-    ) -> None:
+    def __init__(self, services: Services, run_dir: Path, state_dir: Path) -> None:
         self._services = services
         self._folder = run_dir / "agents"
         self._incoming = Incoming(state_dir / "incoming")
-        self._before_hello = before_hello
         self._sites: dict[AgentName, _Site] = {}
         self._locks: dict[AgentName, asyncio.Lock] = {}
         self._incoming.prepare()
@@ -209,8 +203,6 @@ class AgentServers:
     async def _hello(self, site: _Site, call: AgentCall) -> Result:
         hello = call.body(wire.Hello)
         _check_wire(str(hello.wire), needed=True)
-        if self._before_hello is not None:
-            await self._before_hello(site.name)
         welcome = await HELLO.handler(call)
         site.boot = hello.boot
         return welcome

@@ -222,25 +222,15 @@ async def test_hello_needs_no_headers_and_everything_else_does(
     assert [name for name, _ in services.broker.calls] == ["hello"]
 
 
-async def test_hello_is_not_answered_before_the_container_is_closed(
-    services: FakeServices, place: Path
-) -> None:
-    order: list[str] = []
-
-    async def close_namespaces(name: AgentName) -> None:
-        order.append(f"close {name}")
-        if len(order) == 1:
-            raise TemporaryError("the leader is not known yet")
-
-    servers = AgentServers(services.bundle(), place / "run", place / "state", before_hello=close_namespaces)
-    await servers.serve(SCOUT, os.geteuid(), Role.AGENT)
-    async with Api(socket_of(place, SCOUT), HEADERS) as api:
-        assert (await api.call("POST", "/v1/hello", BODIES["Hello"])).status == 503
-        assert services.broker.calls == []
-        assert error(await api.call("GET", "/v1/inbox")) == (409, "hello-first")
-        assert (await api.call("POST", "/v1/hello", BODIES["Hello"])).status == 200
-    assert order == ["close scout", "close scout"]
-    await servers.close()
+async def test_a_hello_that_fails_makes_no_harness_known(scout: Api, services: FakeServices) -> None:
+    services.broker.fail = TemporaryError("the leader is not known yet")
+    other = {wire.BOOT_HEADER: "cd" * 16}
+    hello = {"wire": 1, "boot": "cd" * 16}
+    assert (await scout.call("POST", "/v1/hello", hello)).status == 503
+    services.broker.fail = None
+    assert error(await scout.call("GET", "/v1/inbox", headers=other)) == (409, "hello-first")
+    assert (await scout.call("POST", "/v1/hello", hello)).status == 200
+    assert (await scout.call("GET", "/v1/inbox", headers=other)).status == 200
 
 
 # ------------------------------------------------------------------------------------------------- roles
