@@ -1,8 +1,9 @@
 # The bare platform: agents without nixpkgs. `agent.nix` with plain values becomes a spec and a root skeleton.
 #
-#   mkSpec { agent }             { spec, refusals }: every wrong option at once, as data
+#   mkSpec { agent }                    { spec, refusals }: every wrong option at once, as data
+#   specOf { module, root }             the same of a value instead of a file
 #   mkToplevel { name, spec, system }   derivation: the read-only root of the container
-#   mkAgent { agent, … }         flake outputs for people: `nix build` in the agent's own repository
+#   mkAgent { agent, … }                flake outputs for people: `nix build` in the agent's own repository
 #
 # Works with Nix 2.8 and newer, offline, in pure and restricted evaluation.
 let
@@ -22,10 +23,9 @@ let
 
   # The set that agent.nix is, or that its function gives; or why it is neither.
   load =
-    file:
+    raw:
     let
-      raw = import file;
-      wanted = builtins.functionArgs raw;
+      wanted = if builtins.isFunction raw then builtins.functionArgs raw else { };
       missing = builtins.filter (name: !wanted.${name} && !(arguments ? ${name})) (builtins.attrNames wanted);
       given = if wanted == { } then arguments else builtins.intersectAttrs wanted arguments;
       # With an ellipsis the rest may be given, too; without one only what is named.
@@ -65,18 +65,28 @@ let
       allowed = "hyperhive.*";
     };
 
-  mkSpec =
-    { agent }:
+  # `root` is the directory that files of the spec lie in; null: they are not looked for.
+  specOf =
+    {
+      module,
+      root ? null,
+    }:
     let
-      loaded = load agent;
+      loaded = load module;
       foreign = builtins.filter (name: name != "hyperhive") (builtins.attrNames loaded.value);
       given = loaded.value.hyperhive or { };
-      context.root = builtins.dirOf agent;
-      checked = checker.check context "hyperhive" (checker.types.record options) given;
+      checked = checker.check { inherit root; } "hyperhive" (checker.types.record options) given;
     in
     {
       spec = checked.value;
       refusals = loaded.refusals ++ map topLevel foreign ++ checked.refusals;
+    };
+
+  mkSpec =
+    { agent }:
+    specOf {
+      module = import agent;
+      root = builtins.dirOf agent;
     };
 
   mkToplevel = import ./toplevel.nix;
@@ -130,5 +140,6 @@ in
     mkSpec
     mkToplevel
     options
+    specOf
     ;
 }

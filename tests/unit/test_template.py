@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[2] / "modules/templates/agent"
 
 
 def test_the_flake_template_is_what_hived_seeds_agents_with() -> None:
-    files = template_files(Role.AGENT, None, ["git *", "rg *"])
+    files = template_files(Role.AGENT, None, [])
     assert {path.name: path.read_text() for path in FOLDER.iterdir()} == files
 
 
