@@ -6,6 +6,7 @@ version asks with the old hash and gets the present file, but may not keep it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,10 @@ class Assets:
         return name in self.files
 
 
+@functools.cache
 def load(root: Path = ROOT) -> Assets:
-    """All files of known types below `root`; others (licences, source maps) are not served."""
+    """All files of known types below `root`; others (licences, source maps) are not served. Read once: the
+    files change with a restart only."""
     files: dict[str, tuple[str, bytes]] = {}
     whole = hashlib.sha256()
     for path in sorted(root.rglob("*")):

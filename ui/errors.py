@@ -6,11 +6,11 @@ One of the three places where everything may be caught (the HTTP error middlewar
 
 from __future__ import annotations
 
-import logging
 import secrets
 from datetime import UTC, datetime
 from typing import Any
 
+import structlog
 from aiohttp import web
 
 from reconciler.control.client import HiveError, TemporaryError
@@ -18,7 +18,7 @@ from ui.keys import REACH, SETTINGS, TEMPLATES, VISITOR
 from ui.render import common, html, wants_part
 from ui.security import Handler
 
-log = logging.getLogger("ui")
+log = structlog.get_logger("ui")
 
 _HEADINGS = {
     400: "That cannot be done so",
@@ -49,7 +49,7 @@ async def show_errors(request: web.Request, handler: Handler) -> web.StreamRespo
         return _shown(request, answer.status, _plain(answer), "")
     except Exception:
         reference = secrets.token_hex(4)
-        log.exception("page.failed reference=%s path=%s", reference, request.path)
+        log.exception("page.failed", reference=reference, path=request.path)
         return _shown(
             request,
             500,

@@ -13,11 +13,15 @@ from datetime import UTC, datetime
 
 _KEPT = {"\n", "\t"}
 _FILLERS = "\u115f\u1160\u3164\uffa0\u2800\u034f\u17b4\u17b5"  # letters and marks that show as nothing
-_PICTURES = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "\u2421"}
+_CONTROLS = re.findall(
+    r"\w+",
+    "NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI "
+    "DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US",
+)
 
 
 def _named(code: int) -> str:
-    return _PICTURES.get(code, f"⟪U+{code:04X}⟫")
+    return f"⟪{_CONTROLS[code]}⟫" if code < len(_CONTROLS) else f"⟪U+{code:04X}⟫"
 
 
 # Control, format (all bidirectional ones among them), separators that break lines, lone surrogates, tags.
@@ -37,7 +41,7 @@ _PICTOGRAPH = re.compile(
 
 def visible(text: str) -> str:
     """`text` with every character that shows as nothing, moves the cursor or turns the direction made
-    visible: control characters as their pictures (␛), others as ⟪U+202E⟫. Line breaks and tabs stay; CRLF
+    visible: control characters by their names (⟪ESC⟫), others as ⟪U+202E⟫. Line breaks and tabs stay; CRLF
     becomes LF."""
     if not _HAS_HIDDEN.search(text):
         return text
@@ -121,7 +125,7 @@ def relative(text: str, mode: str, now: datetime) -> str:
 
 def duration(milliseconds: float) -> str:
     """How long something took: `34 ms`, `1.2 s`, `48 s`, `2:05`."""
-    if milliseconds < 1000:
+    if milliseconds < 999.5:
         return f"{milliseconds:.0f} ms"
     seconds = milliseconds / 1000
     if seconds < 10:

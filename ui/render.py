@@ -4,6 +4,7 @@ pages."""
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,8 +16,8 @@ from aiohttp import web
 
 from reconciler.control.models import Agent, HiveStatus
 from ui import filters
-from ui.assets import Assets
-from ui.keys import ASSETS, TEMPLATES, VISITOR
+from ui.assets import load
+from ui.keys import TEMPLATES, VISITOR
 from ui.views.needs import by_need, count_needs
 from ui.views.words import GLYPHS, RISKS, STATE_CLASS, state_clock
 
@@ -40,9 +41,11 @@ _DONE = {
 }
 
 
-def environment(assets: Assets) -> jinja2.Environment:
+@functools.cache
+def environment() -> jinja2.Environment:
     """The environment of all templates. Every printed string goes through `filters.visible`, then is
     escaped."""
+    assets = load()
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE_ROOT),
         autoescape=True,
@@ -166,4 +169,4 @@ def said(request: web.Request, code: str, back: str, *, text: str = "") -> web.R
     raise web.HTTPSeeOther(f"{path}{joined}done={code}{'#' + anchor if anchor else ''}")
 
 
-__all__ = ["ASSETS", "Frame", "common", "environment", "frame", "html", "page", "part", "said", "wants_part"]
+__all__ = ["Frame", "common", "environment", "frame", "html", "page", "part", "said", "wants_part"]

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from contextlib import aclosing
 from datetime import UTC, datetime
 
+import structlog
 from aiohttp import web
 
 from reconciler.control.client import ControlClient, HiveError, encode
 from reconciler.control.models import Event
 from ui.keys import STREAMS, client_of
 
-log = logging.getLogger("ui")
+log = structlog.get_logger("ui")
 
 PING_S = 15.0
 WRITE_S = 10.0

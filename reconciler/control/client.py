@@ -51,7 +51,8 @@ class ControlClient:
         return view
 
     async def close(self) -> None:
-        """End all connections, streams too. Safe to repeat."""
+        """Close all connections. Whoever reads a stream ends it first: aiohttp does not wake its readers
+        here."""
         while self._http:
             await self._http.pop().close()
 
@@ -84,7 +85,12 @@ class ControlClient:
         return await self._get(api.Why, f"/agents/{_segment(name)}/why")
 
     async def transcript(
-        self, name: str, *, before: int | None = None, after: int | None = None, limit: int | None = None,
+        self,
+        name: str,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        limit: int | None = None,
     ) -> api.Transcript:
         query: _Query = {"before": before, "after": after, "limit": limit}
         return await self._get(api.Transcript, f"/agents/{_segment(name)}/transcript", query)
@@ -93,13 +99,21 @@ class ControlClient:
         return await self._get(api.LogLines, f"/agents/{_segment(name)}/logs", {"lines": lines})
 
     async def messages(
-        self, *, agent: str | None = None, before: int | None = None, limit: int | None = None,
+        self,
+        *,
+        agent: str | None = None,
+        before: int | None = None,
+        limit: int | None = None,
     ) -> api.MessageList:
         query: _Query = {"agent": agent, "before": before, "limit": limit}
         return await self._get(api.MessageList, "/messages", query)
 
     async def proposals(
-        self, *, state: str | None = None, agent: str | None = None, before: int | None = None,
+        self,
+        *,
+        state: str | None = None,
+        agent: str | None = None,
+        before: int | None = None,
         limit: int | None = None,
     ) -> api.ProposalList:
         query: _Query = {"state": state, "agent": agent, "before": before, "limit": limit}
@@ -124,7 +138,11 @@ class ControlClient:
         return await self._get(api.DraftList, "/drafts")
 
     async def events(
-        self, *, after: int | None = None, agent: str | None = None, kind: str | None = None,
+        self,
+        *,
+        after: int | None = None,
+        agent: str | None = None,
+        kind: str | None = None,
         limit: int | None = None,
     ) -> api.EventList:
         query: _Query = {"after": after, "agent": agent, "kind": kind, "limit": limit}
@@ -192,7 +210,10 @@ class ControlClient:
 
     # -------------------------------------------------------------------------------------------- streaming
     async def stream(
-        self, after: int | None = None, *, on_open: Callable[[], None] | None = None,
+        self,
+        after: int | None = None,
+        *,
+        on_open: Callable[[], None] | None = None,
     ) -> AsyncGenerator[api.Event, None]:
         """Events after the id `after` (replayed), then live ones; without `after` only live ones.
 
@@ -229,7 +250,12 @@ class ControlClient:
         return _parse(kind, await self._call("POST", path, body=body), path)
 
     async def _call(
-        self, method: str, path: str, *, query: _Query | None = None, body: api.Model | None = None,
+        self,
+        method: str,
+        path: str,
+        *,
+        query: _Query | None = None,
+        body: api.Model | None = None,
     ) -> bytes:
         headers = self._headers() | {"Accept": "application/json"}
         data = None
@@ -246,7 +272,8 @@ class ControlClient:
                     return content
         except TimeoutError as error:
             raise TemporaryError(
-                f"hived did not answer {method} /v1{path} within {self._deadline_s:g} s", code="timeout",
+                f"hived did not answer {method} /v1{path} within {self._deadline_s:g} s",
+                code="timeout",
                 hint="it may be busy; try again, or see `hive doctor`",
             ) from error
         except aiohttp.ClientError as error:
@@ -257,10 +284,14 @@ class ControlClient:
             # A fresh connection for each call (50 µs on a unix socket): a pooled one that hived's restart has
             # cut would fail a POST in a way that leaves open whether it took effect.
             connector = aiohttp.UnixConnector(self.socket, force_close=True, limit=0)
-            self._http.append(aiohttp.ClientSession(
-                connector=connector, timeout=aiohttp.ClientTimeout(total=None),
-                cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False,
-            ))
+            self._http.append(
+                aiohttp.ClientSession(
+                    connector=connector,
+                    timeout=aiohttp.ClientTimeout(total=None),
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                    auto_decompress=False,
+                )
+            )
         return self._http[0]
 
     def _headers(self) -> dict[str, str]:
@@ -305,7 +336,8 @@ def _parse(kind: type[_Answer], content: bytes | str, path: str) -> _Answer:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the document"
         raise PermanentError(
-            f"hived's answer to /v1{path} is not a {kind.__name__}: {where}: {first['msg']}", code="protocol",
+            f"hived's answer to /v1{path} is not a {kind.__name__}: {where}: {first['msg']}",
+            code="protocol",
             hint="hived and this program are of different versions; restart both",
         ) from error
 

@@ -21,7 +21,7 @@ from reconciler.control import models as api
 from reconciler.control.client import SESSION_HEADER
 from reconciler.control.sse import encode
 from reconciler.errors import HiveError, OperatorError
-from reconciler.model.states import AgentState, MessageState, ProposalState, UserRole
+from reconciler.model.states import AgentState, MessageState, ProposalKind, ProposalState, UserRole
 from tests.fakes import controldata, controlworlds
 from tests.fakes.controldata import World
 
@@ -311,7 +311,12 @@ class FakeControlApi:
             )
         number = max(self.world.proposals, default=0) + 1
         made = self.world.add_proposal(
-            number, asked.name, 0, kind="spawn", state=ProposalState.APPROVED, requested_by="operator"
+            number,
+            asked.name,
+            0,
+            kind=ProposalKind.SPAWN,
+            state=ProposalState.APPROVED,
+            requested_by="operator",
         )
         self.emit("proposal.state", asked.name, proposal=number)
         return made

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 from aiohttp import web
 
 from tests.fakes.controlapi import OPERATOR_SECRET, FakeControlApi
@@ -54,3 +56,28 @@ async def running_ui(world: World, *, port: int | None = None) -> AsyncIterator[
         finally:
             await runner.cleanup()
             await fake.stop()
+
+
+class Browser:
+    """A client with the session's cookie that follows nothing by itself."""
+
+    def __init__(
+        self, ui: RunningUi, http: aiohttp.ClientSession, secret: str | None = OPERATOR_SECRET
+    ) -> None:
+        self.ui, self.http = ui, http
+        self.cookies = ui.cookie(secret) if secret else {}
+
+    async def get(self, path: str, **more: Any) -> aiohttp.ClientResponse:
+        return await self._ask("GET", path, **more)
+
+    async def post(self, path: str, data: dict[str, str], **more: Any) -> aiohttp.ClientResponse:
+        """As a form of our own page is sent, unless `headers` say otherwise."""
+        headers = {"Sec-Fetch-Site": "same-origin", "Origin": "null"} | more.pop("headers", {})
+        headers = {name: value for name, value in headers.items() if value}
+        return await self._ask("POST", path, data=data, headers=headers, **more)
+
+    async def _ask(self, method: str, path: str, **more: Any) -> aiohttp.ClientResponse:
+        url = self.ui.url + path
+        answer = await self.http.request(method, url, allow_redirects=False, cookies=self.cookies, **more)
+        await answer.read()
+        return answer

@@ -5,7 +5,7 @@ const RETRY_MS = 2000;
 
 export function startStream(on) {
   let last = Number(document.body.dataset.last || 0);
-  let state = "up";
+  let state = "opening";
   let since = new Date().toISOString();
   let source = null;
   let leading = false;
@@ -15,7 +15,7 @@ export function startStream(on) {
 
   function become(next, at) {
     if (state === "logout" || next === state) return;
-    const recovered = next === "up";
+    const recovered = next === "up" && state !== "opening";
     state = next;
     since = at || new Date().toISOString();
     on.state(state, since);

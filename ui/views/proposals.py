@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reconciler.control.models import Change, Proposal
+from ui.filters import count
 from ui.views.values import Row, added, is_list, option_name, removed, row, single
 
 STEPS = ("approved", "building", "activating", "probing", "deployed")
@@ -44,7 +45,7 @@ def summary(proposal: Proposal) -> list[Piece]:
             pieces += [Piece(", model "), Piece(model, code=True)]
         pieces += [Piece(", shell "), *_listed(shell)] if shell else [Piece(", no shell")]
         if proposal.staged_files:
-            pieces.append(Piece(f", {len(proposal.staged_files)} staged files"))
+            pieces.append(Piece(f", {count(len(proposal.staged_files), 'staged file')}"))
         return pieces
     phrases = [_phrase(change) for change in _by_risk(proposal.changes)]
     if not phrases:
@@ -66,7 +67,7 @@ def _without_settings(proposal: Proposal) -> str:
     if proposal.state == "invalid":
         return "does not evaluate"
     if proposal.files:
-        return f"no setting changes, {len(proposal.files)} file{'s' * (len(proposal.files) != 1)} changed"
+        return f"no setting changes, {count(len(proposal.files), 'file')} changed"
     return "no setting changes"
 
 
