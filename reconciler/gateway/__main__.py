@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -56,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="configuration file (default: $HIVE_CONFIG)")
     arguments = parser.parse_args(argv)
     _log_to_stderr()
+    # every agent may have hundreds of connections
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         asyncio.run(run(load(arguments.config)))
     except HiveError as error:

@@ -64,6 +64,7 @@ async def gateway(
         proxy = Proxy(upstream=upstream, cashier=cashier, deadlines=deadlines, now=now, tell=tell)
         doors = Doors(proxy=proxy, catalog=catalog, host_models=wanted.allowed_models, bounds=bounds)
         stack.push_async_callback(doors.close)
+        stack.callback(proxy.hurry)
         control = Control(doors, ledger)
         told.append(control)
         yield control

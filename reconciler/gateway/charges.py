@@ -8,12 +8,16 @@ import datetime as dt
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 
+import structlog
+
 from reconciler.gateway.catalog import Catalog, ModelFacts, Worst
 from reconciler.gateway.messages import AgentPolicy, SpendingRow, UsageEvent
 from reconciler.gateway.screening import Refusal, Screened, for_counting, with_max_tokens
 from reconciler.gateway.upstream import Upstream
 from reconciler.gateway.usage import Meter, Usage
 from reconciler.store.ledger import Ceilings, Cost, Entry, Ledger, Shortage
+
+log = structlog.get_logger("gateway")
 
 # An answer that may not even be this long is not worth asking for.
 OUTPUT_MIN_TOKENS = 2048
@@ -120,14 +124,23 @@ class Cashier:
             await asyncio.wait(self._open)
 
     async def _close(self, work: Coroutine[None, None, None]) -> None:
-        """Run to the end even if the caller, whose client has gone, is cancelled."""
-        await asyncio.shield(self._track(work))
+        """Run to the end even if the caller, whose client has gone, is cancelled.
+
+        Does not raise what the ledger raises: the answer has been given, and a reservation that could not be
+        settled stays spent.
+        """
+        await asyncio.wait({self._track(work)})
 
     def _track(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._open.add(task)
-        task.add_done_callback(self._open.discard)
+        task.add_done_callback(self._closed)
         return task
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        self._open.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("ledger.unsettled", error=f"{type(error).__name__}: {error}")
 
     async def _settle(self, charge: Charge, cost: Cost | None, *, certain: bool) -> None:
         spent = await self._ledger.settle(charge.reservation, cost)

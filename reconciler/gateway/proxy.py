@@ -52,6 +52,14 @@ class Client:
         self.memory = Allowance(self.bounds.body_bytes)
 
 
+@dataclass(slots=True)
+class _Fate:
+    """What becomes of a request: what it used as far as known, and whether it costs anything."""
+
+    meter: Meter = field(default_factory=Meter)
+    costs: bool = True
+
+
 class Proxy:
     """Forwards the requests of all agents to one upstream."""
 
@@ -67,8 +75,13 @@ class Proxy:
         self._upstream = upstream
         self._cashier = cashier
         self._deadlines = deadlines
+        self._drain_s = deadlines.drain_s
         self._now = now
         self._tell = tell
+
+    def hurry(self) -> None:
+        """The process is about to end: nothing more is read for its price."""
+        self._drain_s = 0.0
 
     async def handle(self, client: Client, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; never raises but for cancellation (the agent hung up)."""
@@ -150,28 +163,42 @@ class Proxy:
         headers: Mapping[str, str],
     ) -> web.StreamResponse:
         charge, body = await self._cashier.reserve(client.policy, screened, raw, headers)
-        meter = Meter()
-        costs = True
+        deadline = self._deadlines.first_byte_s if screened.stream else self._deadlines.whole_s
+        fate = _Fate()
+        sending = asyncio.ensure_future(
+            self._upstream.post(request.raw_path, body, headers, deadline_s=deadline)
+        )
         try:
-            deadline = self._deadlines.first_byte_s if screened.stream else self._deadlines.whole_s
-            answer = await self._upstream.post(request.raw_path, body, headers, deadline_s=deadline)
-            async with answer:
-                costs = answer.status == 200
-                if costs and answer.content_type == "text/event-stream":
-                    return await self._stream(client, request, answer, meter)
-                response = await self._whole(client, answer)
-                meter.read_whole(response.body)
-                return response
+            return await self._pass_back(client, request, sending, fate)
         except (Unreachable, CredentialError) as error:
-            costs = isinstance(error, Unreachable) and error.sent
+            fate.costs = isinstance(error, Unreachable) and error.sent
+            raise
+        except (asyncio.CancelledError, ConnectionError):
+            await self._drain(sending, fate)
             raise
         finally:
-            if not costs:
+            _let_go(sending)
+            if not fate.costs:
                 await self._cashier.release(charge)
-            elif meter.finished:
-                await self._cashier.settle(charge, meter.usage)
+            elif fate.meter.finished:
+                await self._cashier.settle(charge, fate.meter.usage)
             else:
-                await self._cashier.forfeit(charge, meter)
+                await self._cashier.forfeit(charge, fate.meter)
+
+    async def _pass_back(
+        self,
+        client: Client,
+        request: web.BaseRequest,
+        sending: asyncio.Future[aiohttp.ClientResponse],
+        fate: _Fate,
+    ) -> web.StreamResponse:
+        answer = await asyncio.shield(sending)
+        fate.costs = answer.status == 200
+        if fate.costs and answer.content_type == "text/event-stream":
+            return await self._stream(client, request, answer, fate.meter)
+        response = await self._whole(client, answer)
+        fate.meter.read_whole(response.body)
+        return response
 
     async def _whole(self, client: Client, answer: aiohttp.ClientResponse) -> web.Response:
         """An answer in one piece, passed on; a limit is told to the host, too."""
@@ -191,32 +218,35 @@ class Proxy:
     async def _stream(
         self, client: Client, request: web.BaseRequest, answer: aiohttp.ClientResponse, meter: Meter
     ) -> web.StreamResponse:
-        """Pass the events on as they come. When the agent hangs up, read on for a moment to learn the
-        price."""
+        """Pass the events on as they come; neither side may stand still for longer than `idle_s`."""
         response = web.StreamResponse(headers={**_passed_back(answer), "cache-control": "no-cache"})
+        await response.prepare(request)
         try:
-            await response.prepare(request)
-            while piece := await self._piece(answer):
-                meter.feed(piece)
-                await response.write(piece)
-        except (asyncio.CancelledError, ConnectionError):
-            await self._drain(answer, meter)
-            raise
-        except (TimeoutError, aiohttp.ClientError):
-            log.warning("upstream.broke_off", agent=client.policy.agent)
+            while True:
+                async with asyncio.timeout(self._deadlines.idle_s):
+                    piece = await answer.content.readany()
+                    if not piece:
+                        break
+                    meter.feed(piece)
+                    await response.write(piece)
+        except ConnectionError:
+            raise  # the agent hung up; the API's own faults are of the next kind
+        except (TimeoutError, aiohttp.ClientError) as error:
+            log.warning("stream.broke_off", agent=client.policy.agent, error=type(error).__name__)
         if not meter.finished and request.transport is not None:
             request.transport.abort()  # an answer that was cut must not look like one that ended
         return response
 
-    async def _piece(self, answer: aiohttp.ClientResponse) -> bytes:
-        async with asyncio.timeout(self._deadlines.idle_s):
-            return await answer.content.readany()
-
-    async def _drain(self, answer: aiohttp.ClientResponse, meter: Meter) -> None:
-        with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
-            async with asyncio.timeout(self._deadlines.drain_s):
+    async def _drain(self, sending: asyncio.Future[aiohttp.ClientResponse], fate: _Fate) -> None:
+        """The agent hung up: read on for a moment to learn what its request costs."""
+        with contextlib.suppress(Unreachable, CredentialError, TimeoutError, aiohttp.ClientError, OSError):
+            async with asyncio.timeout(self._drain_s):
+                answer = await sending
+                fate.costs = answer.status == 200
+                if answer.content_type != "text/event-stream":
+                    fate.meter.read_whole(await self._upstream.read(answer))
                 while piece := await answer.content.readany():
-                    meter.feed(piece)
+                    fate.meter.feed(piece)
 
     def _refuse(self, client: Client, refusal: Refusal) -> web.Response:
         policy = client.policy
@@ -224,6 +254,14 @@ class Proxy:
             RefusalEvent(agent=policy.agent, turn=policy.turn, reason=refusal.reason, message=refusal.message)
         )
         return _error(refusal)
+
+
+def _let_go(sending: asyncio.Future[aiohttp.ClientResponse]) -> None:
+    """Give the connection back, or close it if the answer is not at its end."""
+    if not sending.done():
+        sending.cancel()
+    elif not sending.cancelled() and sending.exception() is None:
+        sending.result().release()
 
 
 def _check_endpoint(request: web.BaseRequest) -> None:

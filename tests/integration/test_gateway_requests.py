@@ -16,6 +16,7 @@ import structlog
 from aiohttp import web
 
 from reconciler.gateway.deadlines import Bounds, Deadlines
+from reconciler.store.ledger import Ledger
 from tests.integration.gateway_kit import MODEL, SECRET, Lab, body, lab_folder, policy, until
 
 pytestmark = pytest.mark.asyncio
@@ -301,9 +302,28 @@ async def test_a_request_is_settled_to_the_token(lab: Lab, stream: bool) -> None
 
 
 async def test_a_stream_that_is_cut_costs_its_known_input_and_the_longest_answer(lab: Lab) -> None:
-    async with lab.scripted({"cut": 4, "text": "x" * 1000, "usage": USAGE}), lab.served() as client:
-        with pytest.raises(aiohttp.ClientError):
-            await lab.ask(body(stream=True, max_tokens=4000))
+    begun = asyncio.Event()
+
+    async def cut(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        start = {"type": "message_start", "message": {"usage": {**USAGE, "output_tokens": 1}}}
+        await response.write(b"data: " + json.dumps(start).encode() + b"\n\n")
+        await begun.wait()
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    app = web.Application()
+    app.router.add_post("/v1/messages", cut)
+    async with lab.upstream(app), lab.served() as client, lab.session() as session:
+        async with session.post(
+            "http://model/v1/messages", json=body(stream=True, max_tokens=4000)
+        ) as answer:
+            await answer.content.readany()
+            begun.set()
+            with pytest.raises(aiohttp.ClientError):
+                await answer.read()
         await until(lambda: len(lab.usage) == 1)
         [row] = await client.spending("2000-01-01")
         assert (row.input_tokens, row.output_tokens, row.cache_read_tokens) == (100, 4000, 50_000)
@@ -352,6 +372,48 @@ async def test_when_the_agent_hangs_up_the_rest_is_read_for_the_price_if_it_come
         [row] = await client.spending("2000-01-01")
         assert (row.input_tokens, row.output_tokens) == (50, 7 if certain else 100)
         assert lab.usage[0].certain is certain
+
+
+@pytest.mark.parametrize(("status", "charged"), [(200, [(50, 7)]), (529, [])])
+async def test_an_answer_that_begins_after_the_agent_hung_up_is_read_for_its_price(
+    lab: Lab, status: int, charged: list[tuple[int, int]]
+) -> None:
+    arrived, gone = asyncio.Event(), asyncio.Event()
+
+    async def late(_: web.Request) -> web.StreamResponse:
+        arrived.set()
+        await gone.wait()
+        usage = {"input_tokens": 50, "output_tokens": 7}
+        return web.json_response({"usage": usage} if status == 200 else {}, status=status)
+
+    app = web.Application()
+    app.router.add_post("/v1/messages", late)
+    async with lab.upstream(app), lab.served(deadlines=Deadlines(drain_s=20)) as client:
+        async with lab.session() as session:
+            asking = asyncio.create_task(session.post("http://model/v1/messages", json=body()))
+            await arrived.wait()
+            asking.cancel()
+        gone.set()
+        await until(lambda: len(lab.usage) == len(charged))
+        rows = await client.spending("2000-01-01")
+        assert [(row.input_tokens, row.output_tokens) for row in rows] == charged
+    ledger = await Ledger.open(lab.root / "state/gateway")
+    assert len(await ledger.spending(since="2000-01-01", after=("", "", ""), limit=9)) == len(charged)
+    await ledger.close()
+
+
+async def test_an_answer_is_given_even_if_the_ledger_cannot_be_written_any_more(lab: Lab) -> None:
+    async with lab.scripted({"text": "hi"}), lab.served():
+        assert (await lab.ask()).status == 200
+        with structlog.testing.capture_logs() as logged, pytest.MonkeyPatch.context() as patched:
+            patched.setattr("reconciler.store.ledger._settle", _full_disk)
+            assert (await lab.ask(body(stream=True))).text.endswith(b'{"type":"message_stop"}\n\n')
+        assert [entry["event"] for entry in logged] == ["ledger.unsettled"]
+        assert (await lab.ask()).status == 200
+
+
+async def _full_disk(*_: object) -> None:
+    raise OSError(28, "No space left on device")
 
 
 async def test_a_turns_budget_shortens_the_answer_then_refuses_and_the_next_turn_begins_anew(
