@@ -63,7 +63,8 @@ class Play:
         place.mkdir(parents=True)
         for name, text in files.items():
             (place / name).write_text(text)
-        for command in ("init -q -b main", "add .", "commit -q -m first"):
+        begin = ("init -q -b main", "add .", "commit -q -m first", "update-ref refs/remotes/hive/main HEAD")
+        for command in begin:
             self.git(f"git -C {path} {command}")
 
     def git(self, command: str) -> str:
@@ -202,13 +203,29 @@ def test_the_manager_gives_a_model_and_a_command_and_proposes_the_commit(manager
     assert proposed(manager, "__request_apply_commit")["name"] == "smith"
     assert "waits for your approval" in manager.sent()[0]
     manager.exchange(("operator", 'Please give smith the model sonnet, and let it run `cargo "${x}" test`'))
-    assert 'bash.allow = [ "nix build .*" "cargo \\"\\${x}\\" test" ];' in smith(manager)
+    assert 'bash.allow = [ "cargo \\"\\${x}\\" test" ];' in smith(manager), (
+        "not on top of what was not approved"
+    )
+
+
+def test_a_command_is_added_to_those_that_are_allowed_already(manager: Play) -> None:
+    manager.exchange(("operator", "give smith the model opus and let it run `nix build .*`"))
+    manager.git("git -C /agents/smith/config update-ref refs/remotes/hive/main HEAD")
+    manager.exchange(("operator", "give smith the model sonnet and let it run `cargo test`"))
+    assert 'bash.allow = [ "nix build .*" "cargo test" ];' in smith(manager)
+
+
+def test_what_came_back_as_invalid_is_not_in_the_next_proposal(manager: Play) -> None:
+    manager.exchange(("operator", "break smith with a setting of the wrong type"))
+    manager.exchange(("operator", "break smith with a memory limit that is too small"))
+    assert {'model = "haiku";', 'limits.memoryMax = "4M";'} <= settings(smith(manager))
 
 
 def test_an_agent_nix_without_a_list_of_commands_gets_one(manager: Play) -> None:
     file = manager.file("/agents/smith/config/agent.nix")
     file.write_text('{ ... }:\n{\n  hyperhive.model = "haiku";\n}\n')
     manager.git("git -C /agents/smith/config commit -q -a -m other")
+    manager.git("git -C /agents/smith/config update-ref refs/remotes/hive/main HEAD")
     manager.exchange(("operator", "give smith the model opus and let it run `nix build .*`"))
     assert file.read_text() == (
         '{ ... }:\n{\n  hyperhive.model = "opus";\n  hyperhive.bash.allow = [ "nix build .*" ];\n}\n'
@@ -217,6 +234,8 @@ def test_an_agent_nix_without_a_list_of_commands_gets_one(manager: Play) -> None
 
 def test_an_agent_nix_that_names_no_model_is_left_alone_and_the_operator_hears_why(manager: Play) -> None:
     manager.file("/agents/smith/config/agent.nix").write_text("{ }\n")
+    manager.git("git -C /agents/smith/config commit -q -a -m other")
+    manager.git("git -C /agents/smith/config update-ref refs/remotes/hive/main HEAD")
     assert manager.exchange(("operator", "give smith the model opus")) == "I changed nothing."
     assert "no line" in manager.sent()[0]
 
