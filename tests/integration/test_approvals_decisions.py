@@ -206,17 +206,16 @@ async def test_a_new_agent_gets_the_range_that_it_asked_for_if_it_is_still_free(
 
 
 async def test_there_is_one_manager_whatever_is_approved_in_which_order(tmp_path: Path) -> None:
-    world = await World.open(tmp_path)
-    numbers = []
-    for name in ("one", "two"):
-        made = await world.service.new_agent(ALICE, api.NewAgent(name=name, role=Role.MANAGER))
-        numbers.append(made.id)
-    await world.settled()
-    assert (await world.get(numbers[0])).risk is Risk.DANGEROUS
-    await world.approve(numbers[0])
-    assert "two cannot become manager: one is" in await conflict(world, numbers[1])
-    assert await world.store.state.one("SELECT 1 FROM agents WHERE name = 'two'") is None
-    await world.close()
+    async with await World.open(tmp_path) as world:
+        numbers = []
+        for name in ("one", "two"):
+            made = await world.service.new_agent(ALICE, api.NewAgent(name=name, role=Role.MANAGER))
+            numbers.append(made.id)
+        await world.settled()
+        assert (await world.get(numbers[0])).risk is Risk.DANGEROUS
+        await world.approve(numbers[0])
+        assert "two cannot become manager: one is" in await conflict(world, numbers[1])
+        assert await world.store.state.one("SELECT 1 FROM agents WHERE name = 'two'") is None
 
 
 async def test_an_agent_that_was_taken_back_before_it_ran_is_not_wanted(world: World) -> None:

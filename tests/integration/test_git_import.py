@@ -72,6 +72,15 @@ async def test_a_commit_with_its_history_is_taken(
     assert list((place / "trees").iterdir()) == []
 
 
+async def test_what_a_killed_import_left_is_cleared_away(
+    repositories: GitRepositories, agent: Agent, place: Path
+) -> None:
+    (place / "trees/import-left/work").mkdir(parents=True)
+    commit = agent.files(FILES)
+    await repositories.import_bundle(SMITH, agent.bundle(commit), commit)
+    assert list((place / "trees").iterdir()) == []
+
+
 async def test_a_bundle_of_version_3_is_taken(repositories: GitRepositories, agent: Agent) -> None:
     commit = agent.files(FILES)
     await repositories.import_bundle(SMITH, agent.bundle(commit, arguments=["--version=3"]), commit)

@@ -54,25 +54,26 @@ class CountingNix(FakeNix):
 class World:
     """One hived's approvals. `restart` is its sudden death and a new process over the same files."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, git: Git | None) -> None:
         self.directory = directory
         self.clock = VirtualClock()
         self.faults = Faults()
         self.fake = FakeGit(self.faults)
-        self.git: Git = self.fake
+        self.git: Git = git or self.fake
         self.nix = CountingNix(self.faults)
         self.files = FakeHostFiles(self.faults)
         self.woken: list[str] = []
         self.directed: list[tuple[str, str]] = []
         self.etc = directory / "etc"
-        self.etc.mkdir(exist_ok=True)
+        self.etc.mkdir(parents=True, exist_ok=True)
         self.config = Config(
             state_dir=str(directory / "state"), gateway=Gateway(allowed_models=["haiku", "sonnet", "opus"])
         )
 
     @classmethod
-    async def open(cls, directory: Path) -> Self:
-        world = cls(directory)
+    async def open(cls, directory: Path, git: Git | None = None) -> Self:
+        """`git`: the real one, instead of `fake`."""
+        world = cls(directory, git)
         await world._start()
         return world
 
@@ -101,6 +102,12 @@ class World:
     async def direct(self, agent: AgentName, kind: str, **data: object) -> None:
         """Orders to harnesses."""
         self.directed.append((agent, kind))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def close(self) -> None:
         await self.service.close()

@@ -56,17 +56,26 @@ class Quarantine:
         self._directory = directory
         self._user = user
         self._slots = asyncio.Semaphore(PARALLEL)
+        self._swept = False
 
     @contextlib.asynccontextmanager
     async def admit(self, bundle: Path, commit: Commit) -> AsyncIterator[Admitted]:
         """The bundle's repository, while the context lasts. `InvalidError` names what is wrong with it."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+        if not self._swept:
+            self._swept = True
+            await asyncio.to_thread(self._sweep)
         async with self._slots:
             place = Path(tempfile.mkdtemp(prefix="import-", dir=self._directory))
             try:
                 yield await self._check(place, bundle, commit)
             finally:
                 await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what a killed hived left behind."""
+        for left in self._directory.glob("import-*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     async def _check(self, place: Path, bundle: Path, commit: Commit) -> Admitted:
         place.chmod(0o711)
