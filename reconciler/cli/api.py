@@ -132,8 +132,10 @@ class Hive:
 
 
 def segment(text: str) -> str:
-    """A path segment that stays one, whatever it holds."""
-    return quote(text, safe="") if text not in {"", ".", ".."} else quote(f" {text}", safe="")
+    """A name as a path segment that stays one, whatever it holds."""
+    if text in {"", ".", ".."}:  # the only ones that quoting cannot save
+        raise Failure(f"{text!r} is not an agent name", "`hive agents` lists them", code="invalid")
+    return quote(text, safe="")
 
 
 def _refusal(status: int, content: bytes) -> Failure:

@@ -7,7 +7,7 @@ from argparse import Namespace
 from reconciler.cli.api import Hive, Json
 from reconciler.cli.console import RISK_COLOURS, Console, ago, cell
 from reconciler.cli.failure import Exit, Failure
-from reconciler.cli.follow import examined, outcome_of, watch
+from reconciler.cli.follow import examined, outcome_of, unless_moved, watch
 
 
 def proposals(options: Namespace, console: Console) -> int:
@@ -127,9 +127,11 @@ def _approve(hive: Hive, proposal: Json, options: Namespace, console: Console) -
         return Exit.WAITS
     note = getattr(options, "note", "")
     body: Json = {"digest": proposal["digest"], "note": note, "now": options.now}
-    decided = hive.post(f"/proposals/{number}/approve", body)
+    path = f"/proposals/{number}/approve"
     if options.wait:
+        unless_moved(hive, number, lambda: hive.post(path, body))
         return outcome_of(watch(hive, number, console), console)
+    decided = hive.post(path, body)
     if options.json:
         console.document(decided)
     else:

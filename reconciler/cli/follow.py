@@ -37,6 +37,16 @@ def examined(hive: Hive, number: int) -> Json:
         time.sleep(PAUSE_S)
 
 
+def unless_moved(hive: Hive, number: int, decide: Callable[[], Json]) -> None:
+    """`decide` on a pending proposal, so that it takes effect once: when hived went away in the middle, it
+    is looked whether it did."""
+    try:
+        decide()
+    except Unreachable:
+        if persistent(partial(hive.get, f"/proposals/{number}"))["state"] == "pending":
+            decide()
+
+
 def watch(hive: Hive, number: int, console: Console) -> Json:
     """Follow a proposal's log to its end state; the proposal then."""
     after, state = 0, ""

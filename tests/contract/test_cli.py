@@ -23,6 +23,8 @@ import pytest
 import pytest_asyncio
 
 from reconciler.cli import follow, reference, talk
+from reconciler.cli.api import Hive
+from reconciler.cli.failure import Unreachable
 from reconciler.cli.grammar import parser_of
 from reconciler.cli.main import main
 from reconciler.cli.verbs import VERBS
@@ -354,6 +356,33 @@ async def test_following_outlives_a_restart_of_hived(
     ran = await waiting
     assert (ran.status, ran.out.splitlines()[-1]) == (0, "smith runs generation 2")
     await successor.close()
+
+
+@pytest.mark.parametrize("took_effect", [True, False])
+async def test_an_approval_that_hived_died_over_takes_effect_once(
+    services: FakeServices, monkeypatch: pytest.MonkeyPatch, took_effect: bool
+) -> None:
+    monkeypatch.setattr(follow, "PAUSE_S", 0.001)
+    post, posted = Hive.post, []
+
+    def dies(self: Hive, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        posted.append(path)
+        if took_effect or len(posted) > 1:
+            post(self, path, body)
+        if len(posted) == 1:
+            services.approvals.next_states = [] if took_effect else [ProposalState.PENDING]
+            raise Unreachable("hived went away")
+        services.approvals.next_states = [ProposalState.DEPLOYED]
+        return {}
+
+    monkeypatch.setattr(Hive, "post", dies)
+    if took_effect:
+        monkeypatch.setattr(follow, "ENDS", {"approved"})
+    ran = await hive("approve", "1", "--wait")
+    assert "approve" in posted[0]
+    assert len(posted) == (1 if took_effect else 2)
+    assert [name for name, _ in services.approvals.calls].count("approve") == 1
+    assert ran.status == (1 if took_effect else 0)
 
 
 async def test_propose_waits_for_an_approval_or_examines_shows_and_approves(
