@@ -16,13 +16,15 @@ from reconciler.approvals.proposing import Proposing
 from reconciler.control import models as api
 from reconciler.errors import OperatorError
 from reconciler.model.spec import Spec
-from reconciler.model.states import ProposalKind, ProposalState, Role, UserRole
+from reconciler.model.states import DEPLOYING, ProposalKind, ProposalState, Role, UserRole
 from reconciler.services import Actor, Wake
 from reconciler.store import proposals
 from reconciler.store.db import Store, Tx
 from reconciler.store.proposals import ProposalRow
 
 log = structlog.get_logger("approvals")
+
+_UNDER_WAY = DEPLOYING | {ProposalState.DEPLOYED}
 
 
 def require_operator(actor: Actor) -> None:
@@ -51,9 +53,9 @@ class Decisions:
             same = row.digest is not None and secrets.compare_digest(
                 row.digest.encode(), request.digest.encode("utf-8", "surrogatepass")
             )
-            if row.state is ProposalState.APPROVED and row.decided_by == actor.name and same:
+            if row.state in _UNDER_WAY and row.decided_by == actor.name and same:
                 return
-            if row.state is ProposalState.PENDING and not same:
+            if row.state is ProposalState.PENDING and not (same and await self._is_fresh(tx, row)):
                 raise OperatorError(
                     f"proposal {proposal} changed since you looked",
                     code="conflict",
@@ -93,6 +95,11 @@ class Decisions:
         self._proposing.discard_staged(proposal)
 
     # ------------------------------------------------------------------------------------------- inner
+    async def _is_fresh(self, tx: Tx, row: ProposalRow) -> bool:
+        """Whether it was compared with what runs now: another deployment may have ended a moment ago."""
+        running = await proposals.running(tx, row.agent)
+        return row.kind is ProposalKind.SPAWN or (running.commit if running else None) == row.base
+
     async def _move(
         self, tx: Tx, actor: Actor, row: ProposalRow, after: ProposalState, note: str, *, now: bool = False
     ) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
+import structlog
+
 from harness import wire
 from reconciler.approvals import patches, views
 from reconciler.approvals.decisions import Decisions, require_operator
@@ -16,14 +18,16 @@ from reconciler.approvals.voice import Voice
 from reconciler.config import Config
 from reconciler.control import models as api
 from reconciler.effects.protocols import Clock, Git, HostFiles, Nix
-from reconciler.errors import AgentError, OperatorError
+from reconciler.errors import AgentError, HiveError, OperatorError
 from reconciler.model.instants import stamp
 from reconciler.model.names import AgentName, agent_name
 from reconciler.model.states import DEPLOYING, ProposalState, Role
 from reconciler.services import Actor, Wake
-from reconciler.store import drafts, proposals
+from reconciler.store import agents, drafts, proposals
 from reconciler.store.db import Store
 from reconciler.store.proposals import ProposalRow
+
+log = structlog.get_logger("approvals")
 
 LIST_MAX = 200
 _BASES: tuple[str, ...] = get_args(api.Diff.model_fields["base"].annotation)
@@ -47,6 +51,8 @@ class ApprovalService:
     ) -> None:
         self._store = store
         self._git = git
+        self._clock = clock
+        self._scan_s = config.timeouts.resync_s
         self.examiner = Examiner(store=store, git=git, nix=nix, config=config, clock=clock, etc=etc)
         self._proposing = Proposing(
             store=store,
@@ -61,6 +67,16 @@ class ApprovalService:
     async def resume(self) -> None:
         """Continue examinations that a crash interrupted, and clear away what it left."""
         await self._proposing.resume()
+
+    async def run(self) -> None:
+        """Look for pushed commits, until cancelled."""
+        while True:
+            await self._clock.sleep(self._scan_s)
+            for row in await agents.existing(self._store.state):
+                try:
+                    await self.scan(AgentName(row["name"]))
+                except HiveError as error:
+                    log.warning("scan.failed", agent=row["name"], error=error.message)
 
     async def close(self) -> None:
         """Stop examining; the rows stay as they are."""

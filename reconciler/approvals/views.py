@@ -1,4 +1,4 @@
-"""Rows of proposals as the objects of the API."""
+"""Rows of proposals as the objects of the API, with what does not show in foreign text made visible."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from reconciler.model.states import ProposalState
 from reconciler.model.text import visible
 from reconciler.store.drafts import Draft
 from reconciler.store.proposals import ProposalRow
+
+_LINES = "\t\n"
 
 
 def tag_of(state: ProposalState, proposal: int) -> str:
@@ -34,14 +36,14 @@ def proposal(row: ProposalRow, entered: Sequence[tuple[str, int]]) -> api.Propos
         risk=row.risk,
         changes=[api.Change.model_validate(change) for change in json.loads(row.changes)],
         files=json.loads(row.files),
-        staged_files=json.loads(row.state_files),
+        staged_files=[visible(name) for name in json.loads(row.state_files)],
         requested_by=row.requested_by,
-        description=row.description,
-        note=row.note,
+        description=visible(row.description, keep=_LINES),
+        note=visible(row.note, keep=_LINES),
         decided_by=row.decided_by,
         created_at=stamp(row.created_at),
         decided_at=stamp_or_none(row.decided_at),
-        error=row.error,
+        error=visible(row.error, keep=_LINES),
         tag=tag_of(row.state, row.id),
         digest=row.digest,
         generation=row.generation,

@@ -17,6 +17,7 @@ from reconciler.errors import OperatorError
 from reconciler.model.names import AgentName
 from reconciler.model.states import ProposalState, Risk, Role, UserRole
 from reconciler.services import Actor
+from reconciler.store.proposals import ProposalRow
 from tests.support.approvals import ALICE, BOB, BOSS, SCOUT, SCRIBE, SMITH, VICTOR, World, agent_nix
 
 pytestmark = pytest.mark.asyncio
@@ -97,6 +98,23 @@ async def test_a_page_from_before_another_deployment_is_stale(world: World) -> N
     assert after.digest != before.digest
     assert after.base == (await world.get(first)).commit
     assert (await world.approve(second)).state is ProposalState.APPROVED
+
+
+async def test_a_deployment_that_ends_between_look_and_click_makes_the_page_stale(world: World) -> None:
+    first = await world.propose(SMITH, SMITH, SONNET)
+    second = await world.propose(BOSS, SMITH, OPUS)
+    await world.approve(first)
+    shown = await world.get(second)
+    refresh = world.service.examiner.refresh
+
+    async def refresh_then_deploy(row: ProposalRow) -> ProposalRow:
+        found = await refresh(row)
+        await world.deploy(first)
+        return found
+
+    world.service.examiner.refresh = refresh_then_deploy  # type: ignore[method-assign]
+    with pytest.raises(OperatorError, match="changed since you looked"):
+        await world.service.approve(ALICE, second, api.Approve(digest=shown.digest or ""))
 
 
 async def test_the_same_person_may_repeat_and_another_is_told_who_was_faster(world: World) -> None:

@@ -234,6 +234,20 @@ async def test_a_push_to_main_becomes_a_proposal_once(world: World) -> None:
     assert await world.service.scan(SMITH) is None
 
 
+async def test_pushes_are_looked_for_again_and_again(world: World) -> None:
+    watching = asyncio.create_task(world.service.run())
+    repository = world.fake.repositories[SMITH]
+    repository.main = await world.git.commit(SMITH, OPUS, parent=repository.main, author="a", message="m")
+    for _ in range(2):
+        await world.clock.asleep()
+        world.clock.advance(world.config.timeouts.resync_s)
+    await world.clock.asleep()
+    watching.cancel()
+    found = await world.service.list(state=None, agent="smith", before=None, limit=9)
+    assert [item.requested_by for item in found.items] == ["operator", "operator"]
+    assert found.items[0].description == "pushed to main"
+
+
 # ------------------------------------------------------------------------------- new agents
 async def test_a_spawn_in_one_step_is_a_proposal_of_the_template(world: World) -> None:
     made = await world.service.request_spawn(BOSS, wire.Spawn(name="scribe", description="writes"))

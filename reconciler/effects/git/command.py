@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Container
 from pathlib import Path
 
-from reconciler.effects.process import Completed, run
+from reconciler.effects.process import Completed, Rlimits, run
 
 LOCAL_S = 20.0
 MIB = 1024 * 1024
@@ -58,13 +58,14 @@ async def git(
     accept: Container[int] = (0,),
     timeout_s: float = LOCAL_S,
     max_stdout: int = 4 * MIB,
-    env: dict[str, str] | None = None,
+    rlimits: Rlimits | None = None,
 ) -> Completed:
     """Run git on one of our own bare repositories. Raises `CommandError`."""
     return await run(
         ["git", f"--git-dir={repository}", *arguments],
         timeout_s=timeout_s,
-        env={**ENVIRONMENT, **(env or {})},
+        env=ENVIRONMENT,
+        rlimits=rlimits,
         stdin=stdin,
         accept=accept,
         max_stdout=max_stdout,

@@ -22,6 +22,7 @@ from typing import ParamSpec, TypeVar
 from reconciler.effects.git import diffs, reading
 from reconciler.effects.git.command import MIB, git
 from reconciler.effects.git.quarantine import Quarantine
+from reconciler.effects.process import Rlimits
 from reconciler.effects.protocols import RawFileDiff, TreeEntry
 from reconciler.errors import InvalidError, OperatorError, PermanentError, Refusal, TemporaryError
 from reconciler.model.names import AGENT_NAME_PATTERN, AgentName, Commit
@@ -110,7 +111,8 @@ class GitRepositories:
             await git(
                 repository, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance",
                 "--no-recurse-submodules", f"--upload-pack={admitted.upload_pack}", "--end-of-options",
-                str(admitted.repository), commit, timeout_s=FETCH_S,
+                str(admitted.repository), commit,
+                timeout_s=FETCH_S, rlimits=Rlimits(file_size=BUNDLE_MAX_BYTES),
             )  # fmt: skip
         if not await self.exists(name, commit):
             raise PermanentError(f"the commit {commit} of {name} did not arrive")
