@@ -12,7 +12,8 @@ from reconciler.errors import OperatorError
 from reconciler.scripted.answer import answer_of, events_of, message_of
 from reconciler.scripted.conversation import problem_of, read
 from reconciler.scripted.play import FALLBACK, Reply, reply_to
-from reconciler.scripted.scenario import Scenario, load, load_file, schema
+from reconciler.scripted.scenario import Scenario, Step, When, load, load_file, schema
+from reconciler.scripted.templates import FILTERS
 
 SYSTEM = "You are a Claude agent, built on Anthropic's SDK.\nYou are `scout`, an agent of a hyperhive: …"
 PROMPT = "hyperhive: scout, you have 1 message.\n\n[message 7 from operator, 2026-11-22T10:00:00Z]\n| "
@@ -303,3 +304,29 @@ def test_usage_grows_with_the_conversation_and_reads_the_known_part_from_the_cac
     assert one["cache_read_input_tokens"] == 0
     assert two["cache_read_input_tokens"] >= one["cache_creation_input_tokens"]
     assert two["cache_creation_input_tokens"] >= 1000
+
+
+# --------------------------------------------------------------------------------------- documentation
+DOCUMENT = (Path(__file__).parents[2] / "docs/scenarios.md").read_text()
+
+
+def test_the_example_of_the_documentation_is_a_scenario(tmp_path: Path) -> None:
+    file = tmp_path / "example.yaml"
+    file.write_text(DOCUMENT.split("```yaml\n")[1].split("```")[0])
+    [example] = load_file(file)
+    asked = body(
+        user(PROMPT + "what is the newest commit?"),
+        calls(("a", "Bash")),
+        results(a="beefbee first"),
+        tools=[{"name": "Bash"}, {"name": "mcp__hyperhive__send"}],
+    )
+    sent = play(example, asked).tools[0][1]
+    assert sent == {"to": "operator", "body": "It is beefbee.", "in_reply_to": 7}
+
+
+@pytest.mark.parametrize("part", [When, Step])
+def test_every_field_and_filter_is_documented(part: type[When | Step]) -> None:
+    for name in part.model_fields:
+        assert f"`{name}`" in DOCUMENT, name
+    for name in FILTERS:
+        assert f"|{name}" in DOCUMENT, name
