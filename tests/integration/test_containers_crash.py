@@ -178,7 +178,7 @@ async def test_a_record_of_another_boot_is_exited_and_can_be_started_over(yard: 
     # As a power cut leaves it: it says running, and its pids belong to others now.
     me = proc.ref(os.getpid())
     record.write_record(
-        yard.directory(), dataclasses.replace(old, world="another/pid:[1]", shim=me, nspawn=me, leader=me)
+        yard.directory(), old._replace(world="another/pid:[1]", shim=me, nspawn=me, leader=me)
     )
     status = await driver.status(PROBE)
     assert (status.phase, status.exit_code, status.invocation) == ("exited", None, old.invocation)
@@ -193,7 +193,7 @@ async def test_a_reused_pid_is_not_taken_for_the_container(yard: Yard) -> None:
     gone = ProcessRef(os.getpid(), 1)
     record.write_record(
         yard.directory(),
-        dataclasses.replace(yard.record(), phase="running", shim=gone, nspawn=gone, leader=gone),
+        yard.record()._replace(phase="running", shim=gone, nspawn=gone, leader=gone),
     )
     assert (await driver.status(PROBE)).phase == "exited"
     await driver.stop(PROBE)
@@ -255,3 +255,11 @@ async def test_clear_waits_for_the_end(yard: Yard) -> None:
     await driver.stop(PROBE)
     await driver.clear(PROBE)
     assert not yard.directory().exists()
+
+
+async def test_an_idle_container_costs_its_shim_no_time(yard: Yard) -> None:
+    await yard.start("smith")
+    shim = yard.record("smith").shim
+    before = cpu_ticks(shim.pid)
+    await asyncio.sleep(1.0)  # the measured second
+    assert cpu_ticks(shim.pid) - before <= 5, "hundredths of a second of a whole one"

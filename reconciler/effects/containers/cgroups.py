@@ -10,16 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 PARENT = "hyperhive"
 _ROOT = Path("/sys/fs/cgroup")
 _CPU_PERIOD_US = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """The control groups of one container: their directories, and which limits they hold (memory, tasks,
     cpu)."""
 

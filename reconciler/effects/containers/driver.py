@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import shutil
 import signal
@@ -204,13 +203,21 @@ class ShimContainers:
             return "running" if found.phase == "running" else "starting"
         return "running" if any(process.is_alive() for process in _container(found)) else "exited"
 
+    def _shim_environment(self) -> dict[str, str]:
+        """Where the product's files cannot be written, compiled ones are kept in the state: each start would
+        compile the shim anew."""
+        environment = {"PYTHONPATH": str(_SOURCE_ROOT)}
+        if not os.access(_SOURCE_ROOT, os.W_OK):
+            environment["PYTHONPYCACHEPREFIX"] = str(self._root / ".compiled")
+        return environment
+
     async def _launch(self, name: AgentName, directory: Path) -> None:
         command = [sys.executable, "-S", "-P", "-m", "reconciler.effects.containers.shim", str(directory)]
         try:
             done = await process.run(
                 command,
                 timeout_s=_START_S + _CLEANUP_S,
-                env={"PYTHONPATH": str(_SOURCE_ROOT)},
+                env=self._shim_environment(),
                 accept=(0, 1, 3),
             )
         except CommandError as error:
@@ -325,7 +332,7 @@ async def _ended(processes: Sequence[ProcessRef], timeout_s: float) -> bool:
 
 def _ended_unseen(found: record.Record) -> record.Record:
     """The record of a container whose end nobody saw: no status, and the time is unknown, too."""
-    return dataclasses.replace(found, phase="exited", exit_code=None, signal=None)
+    return found._replace(phase="exited", exit_code=None, signal=None)
 
 
 __all__ = ["ShimContainers"]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import os
 import select
 import signal
@@ -22,8 +21,8 @@ import socket
 import struct
 import sys
 import time
-import traceback
 from pathlib import Path
+from typing import Any
 
 from reconciler.effects.containers import cgroups, proc, record
 from reconciler.effects.containers.console import Console, append_line
@@ -58,7 +57,7 @@ def main(argv: list[str]) -> int:
         try:
             status = Shim(directory, writer).run()
         except BaseException:  # noqa: BLE001 - the last line of defence of a detached process: tell, then end
-            traceback.print_exc()
+            _print_traceback()
             with contextlib.suppress(OSError):
                 os.write(writer, b"failed the shim crashed, see shim.log\n")
         finally:
@@ -212,7 +211,9 @@ class Shim:
             events = dict(poller.poll(None if wait_s == float("inf") else wait_s * 1000))
             if console.reader in events and not console.copy():
                 poller.unregister(console.reader)
-            if notify.fileno() in events and self._record.leader is None and self._learn_leader(notify):
+            # Read every message, also those after the leader's: one left in the socket would wake the poll
+            # for ever.
+            if notify.fileno() in events and self._learn_leader(notify):
                 deadline = None
             if wakeup in events and _asked_to_stop(wakeup):
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
@@ -225,6 +226,8 @@ class Shim:
         """Take the leader's pid from nspawn's message, and only from nspawn's."""
         assert self._record.nspawn is not None
         data, ancillary, _, _ = notify.recvmsg(4096, socket.CMSG_SPACE(struct.calcsize("3i")))
+        if self._record.leader is not None:
+            return False
         for level, kind, payload in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
                 sender = struct.unpack("3i", payload[: struct.calcsize("3i")])[0]
@@ -282,14 +285,14 @@ class Shim:
                 return
             time.sleep(0.002)
 
-    def _save(self, **changes: object) -> None:
+    def _save(self, **changes: Any) -> None:
         """Write the record; a full disk must not end the supervision (a record of dead pids reads as
         exited)."""
-        self._record = dataclasses.replace(self._record, **changes)  # type: ignore[arg-type]  # checked by use
+        self._record = self._record._replace(**changes)
         try:
             record.write_record(self._directory, self._record)
         except OSError:
-            traceback.print_exc()
+            _print_traceback()
 
     def _report(self, line: str) -> None:
         """Tell the launcher, once; it may be gone."""
@@ -308,6 +311,12 @@ def _daemon_streams(directory: Path) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+
+
+def _print_traceback() -> None:
+    import traceback  # here: 6 ms of every start, for what hardly ever happens
+
+    traceback.print_exc()
 
 
 def _null_stdin() -> None:
