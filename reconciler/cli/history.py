@@ -34,15 +34,19 @@ def events(options: Namespace, console: Console) -> int:
 
 def _follow(hive: Hive, after: int, options: Namespace, console: Console) -> None:
     """Events for ever; when hived restarts, from where it was."""
+    told = False
     while True:
         try:
             for event in hive.stream(after):
+                told = False
                 if event["kind"] == "resync":  # some were lost: read on from what was shown
                     break
                 after = max(after, event["id"])
                 _say(event, options, console)
         except Unreachable as away:
-            console.err.write(f"hive: {away.message}; waiting for it\n")
+            if not told:  # once per absence
+                console.err.write(f"hive: {away.message}; waiting for it\n")
+            told = True
         time.sleep(COME_BACK_S)
 
 
