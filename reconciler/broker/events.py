@@ -66,6 +66,11 @@ class EventLog:
             group.create_task(self.outbox.run(), name="outbox")
             group.create_task(self._carry_hints(), name="hints")
 
+    async def drain(self) -> None:
+        """Copy what the process before left in the outbox, before anything new is written."""
+        while await self.outbox.copy_events():
+            pass
+
     def close(self) -> None:
         """End all streams."""
         self.hub.close()

@@ -31,14 +31,14 @@ class VirtualClock:
         self._news.set()
         await sleeper
 
-    @property
-    def sleeping(self) -> int:
-        """How many wait for time to pass."""
-        return sum(not sleeper.done() for _, _, sleeper in self._sleepers)
+    def sleeping(self, at_least_s: float = 0.0) -> int:
+        """How many wait for time to pass, that long or longer."""
+        after = self._passed + at_least_s
+        return sum(not sleeper.done() and at >= after for at, _, sleeper in self._sleepers)
 
-    async def asleep(self, count: int = 1) -> None:
-        """Until so many wait for time to pass."""
-        while self.sleeping < count:
+    async def asleep(self, count: int = 1, *, at_least_s: float = 0.0) -> None:
+        """Until so many wait for that long or longer. To advance before would let them sleep from then on."""
+        while self.sleeping(at_least_s) < count:
             self._news.clear()
             await self._news.wait()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -210,6 +210,12 @@ class World:
         """Poll and begin a turn over what came."""
         inbox = await self.poll(agent)
         return await self.begin(agent, inbox.lease), inbox
+
+
+async def until(check: Callable[[], bool]) -> None:
+    """Let others run until `check` holds; the test's own time limit ends a vain wait."""
+    while not check():  # noqa: ASYNC110 - it looks at memory that no event stands for
+        await asyncio.sleep(0)
 
 
 async def _no_spending() -> Sequence[api.Spending]:
