@@ -159,6 +159,7 @@ class Hived:
                 group.create_task(self.passes.run(), name="passes"),
             ]
             await self.approvals.resume()
+            tasks.append(group.create_task(self.approvals.run(), name="approvals"))
             await self.passes.first_read.wait()
             await self.control.start()
             log.info("hived.ready", pid=os.getpid())
