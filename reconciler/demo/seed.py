@@ -45,6 +45,11 @@ def agents(world: World) -> list[dict[str, Any]]:
     return items
 
 
+def _is_at_work(agent: dict[str, Any]) -> bool:
+    """On a generation that was good once; a first one under probe may be idle, too."""
+    return agent["state"] in _AT_WORK and agent["generation"] is not None
+
+
 def wait_until_at_work(world: World, tell: Callable[[str], None]) -> list[str]:
     """Waits until every agent that should run says hello; returns "name: state" of those that did not in
     time."""
@@ -53,8 +58,7 @@ def wait_until_at_work(world: World, tell: Callable[[str], None]) -> list[str]:
         late = [
             f"{agent['name']}: {agent['state']}"
             for agent in agents(world)
-            if agent["desired"] == "running"
-            and (agent["state"] not in _AT_WORK or agent["generation"] is None)
+            if agent["desired"] == "running" and not _is_at_work(agent)
         ]
         if not late or time.monotonic() > until:
             return late

@@ -152,10 +152,11 @@ def start_demo(folder: Path, port: int, *, timeout_s: float = START_S) -> DemoHi
 
     def read() -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            demo.printed.append(line.rstrip("\n"))
-            if "/login/" in line:
-                ready.set()
+        with process.stdout as output:
+            for line in output:
+                demo.printed.append(line.rstrip("\n"))
+                if "/login/" in line:
+                    ready.set()
         ready.set()
 
     threading.Thread(target=read, daemon=True, name="demo-output").start()
