@@ -221,8 +221,6 @@ class Life:
                 log.warning("asking for orders: %s", error)
                 await asyncio.sleep(1.0)
                 continue
-            # a host whose numbers begin anew says so in its hello
-            after = min(after, self._link.welcome.directives_after)
             for order in orders.directives:
                 after = max(after, order.id)
                 await turns.obey(order)

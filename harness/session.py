@@ -355,6 +355,8 @@ class Session:
                 await self._stop(turn)
 
     async def _stop(self, turn: _Turn) -> None:
+        if turn.kill_at is not None:
+            return  # it is being stopped already
         turn.kill_at = self._clock() + _KILL_AFTER_S
         client = self._client
         if client is None:

@@ -142,9 +142,9 @@ class TurnLoop:
         seconds."""
         self._stopping = True
         if not self._out_of_turn.is_set():
-            await self._session.interrupt()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_STOP_S + _FAREWELL_S):
+                    await self._session.interrupt()
                     await self._out_of_turn.wait()
 
     async def obey(self, order: Directive) -> None:

@@ -33,6 +33,8 @@ _NEVER_NAMES = re.compile(
     r"\.(?:bash_?(?:rc|profile|login|logout|aliases|env)|profile|zshrc|zshenv|zprofile|zlogin|zlogout|kshrc|inputrc|envrc"
     r"|gitconfig|gitmodules|claude\.json|mcp\.json|netrc|npmrc|pam_environment)|authorized_keys",
 )
+# where the CLI puts the output of a command that is too long for an answer, and tells the model to read it
+_OWN_OUTPUT = re.compile(r"/home/agent/\.claude/projects/[^/]+/[^/]+/tool-results/[^/]+")
 _NEVER_PAIRS = frozenset(
     {(".config", "git"), (".config", "nix"), (".config", "fish"), (".config", "environment.d")}
 )
@@ -63,7 +65,8 @@ async def check(
             _check_search(str(arguments.get(name, "")))
     written = posixpath.normpath(posixpath.join(cwd, given))
     for path in (written, await resolve(posixpath.join(cwd, given))):
-        _check_place(path, roots)
+        if not (tool == "Read" and _OWN_OUTPUT.fullmatch(path)):
+            _check_place(path, roots)
 
 
 def _check_place(path: str, roots: tuple[str, ...]) -> None:

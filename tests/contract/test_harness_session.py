@@ -40,6 +40,11 @@ def calls(tool: str, **arguments: Any) -> dict[str, Any]:
     return {"tools": [{"name": tool, "input": arguments}]}
 
 
+def refused(message: str) -> dict[str, Any]:
+    """How the gateway says no."""
+    return {"status": 403, "type": "permission_error", "message": message}
+
+
 class Session:
     """A session in a container, spoken to in lines of JSON. `events` are those of the last run."""
 
@@ -218,6 +223,8 @@ async def test_an_api_failure_is_told_by_its_status(tmp_path: Path) -> None:
     plans = [
         plays("busy", {"error": limited}),
         plays("broken", {"error": {"status": 500}}),
+        plays("spent", {"error": refused("refused by budget: $0.0010 of $1 for today are left")}),
+        plays("dear", {"error": refused("the model claude-opus-5 is not allowed here; allowed: haiku")}),
         plays("stranger", {"error": {"status": 401, "type": "authentication_error", "message": "who"}}),
     ]
     async with session(tmp_path, *plans) as talk:
@@ -225,6 +232,8 @@ async def test_an_api_failure_is_told_by_its_status(tmp_path: Path) -> None:
         assert (verdict.outcome, verdict.retry_after_s) == ("rate_limited", 90.0)
         assert classify(await talk.run("broken")).outcome == "api_error"
         assert classify(await talk.run("stranger")).outcome == "auth"
+        assert classify(await talk.run("spent")).outcome == "budget"
+        assert classify(await talk.run("dear")).outcome == "model_refused"
 
 
 async def test_a_model_that_says_nothing_is_given_up_after_the_stall_limit(tmp_path: Path) -> None:

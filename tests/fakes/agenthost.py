@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,6 +88,7 @@ class FakeHost:
         self.directives: list[wire.Directive] = []
         self.bundles: dict[str, bytes] = {}
         self.agents: list[wire.PeerAgent] = []
+        self.asked: Counter[str] = Counter()
         self.refuse: dict[str, Refusal] = {}
         self.lose_answers_to: set[str] = set()
         self._known: set[str] = set()
@@ -184,6 +186,7 @@ class FakeHost:
 
     def _answering(self, path: str, handler: Handler) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def answer(request: web.Request) -> web.Response:
+            self.asked[path] += 1
             try:
                 if path != "hello":
                     self._check_headers(request)

@@ -69,6 +69,14 @@ async def test_the_first_hello_waits_for_a_host_that_is_late_and_says_each_troub
 # ------------------------------------------------------------------------------------------------ PID 1
 
 
+_WAITING = """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+print("up", flush=True)
+signal.pause()
+"""
+
+
 def split(code: str) -> subprocess.Popen[str]:
     program = f"from harness.init import split_off_init\nsplit_off_init()\n{code}"
     return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=REPO)
@@ -82,8 +90,7 @@ def test_the_exit_status_of_the_harness_is_that_of_the_container() -> None:
 
 
 def test_a_stop_signal_is_passed_on_even_if_it_comes_at_once() -> None:
-    code = "import signal, sys\nsignal.signal(15, lambda *_: sys.exit(3))\nprint('up', flush=True)\nsignal.pause()"
-    with split(code) as process:
+    with split(_WAITING) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGTERM)

@@ -137,7 +137,7 @@ async def test_a_busy_host_is_asked_again(host: FakeHost) -> None:
     async with linked(host) as link:
         host.refuse["nap"] = Refusal(503, "busy", "too much")
         call = asyncio.create_task(link.post("nap", Nap(seconds=5), Done))
-        await asyncio.sleep(0.05)
+        await host.until(lambda: host.asked["nap"] > 2)
         assert not call.done()
         host.refuse.clear()
         assert await call == Done()

@@ -300,6 +300,7 @@ def decide(
     [
         ("Read", {"file_path": "/state/notes.md"}),
         ("Read", {"file_path": "notes.md"}),
+        ("Read", {"file_path": "/home/agent/.claude/projects/-state/6f1d/tool-results/b1.txt"}),
         ("Edit", {"file_path": "/config/agent.nix"}),
         ("Write", {"file_path": "/home/agent/x"}),
         ("Write", {"file_path": "/config/.gitignore"}),
@@ -334,6 +335,9 @@ def test_a_tool_call_inside_the_work_tree_is_allowed(tool: str, arguments: dict[
         ("Edit", {"file_path": "/home/agent/.ssh/authorized_keys"}, ".ssh"),
         ("Edit", {"file_path": "/home/agent/.claude/settings.json"}, ".claude"),
         ("Edit", {"file_path": "/state/.claude.json"}, ".claude.json"),
+        ("Edit", {"file_path": "/home/agent/.claude/projects/-state/6f1d/tool-results/b1.txt"}, ".claude"),
+        ("Read", {"file_path": "/home/agent/.claude/projects/-state/6f1d.jsonl"}, ".claude"),
+        ("Read", {"file_path": "/home/agent/.claude/projects/a/b/tool-results/../../x"}, ".claude"),
         ("Write", {"file_path": "/home/agent/.config/git/config"}, ".config/git"),
         ("Write", {"file_path": "/home/agent/.config/nix/nix.conf"}, ".config/nix"),
         ("Read", {}, "needs a path"),

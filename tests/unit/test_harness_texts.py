@@ -180,8 +180,8 @@ def test_waiting_times_come_from_the_environment() -> None:
     assert (config.stall_s, config.idle_park_s, config.tool_stall_s) == (2.5, 10.0, 900.0)
 
 
-def test_the_first_hello_speaks_the_version_of_the_wire_models() -> None:
-    assert app._WIRE_VERSION == WIRE_VERSION
+def test_the_first_hello_speaks_the_version_of_the_wire_models_on_the_same_socket() -> None:
+    assert (WIRE_VERSION, str(Config().agent_socket)) == (app._WIRE_VERSION, app._AGENT_SOCKET)
 
 
 def test_a_spec_becomes_rules_tools_and_servers() -> None:
