@@ -14,7 +14,7 @@ from reconciler.control import models as api
 from reconciler.effects.protocols import ContainerStatus
 from reconciler.errors import OperatorError
 from reconciler.plan.steps import Again, Failed, Waiting
-from tests.support.brokers import SCOUT, SMITH, World, event, events
+from tests.support.brokers import OTHER_BOOT, SCOUT, SMITH, World, event, events
 
 pytestmark = pytest.mark.asyncio
 
@@ -124,6 +124,19 @@ async def test_since_counts_from_the_change_and_survives_a_restart(world: World)
         assert (await world.presence.now(SMITH)).since == began
     told = await world.events.list(after=0, agent="smith", kind="agent.state", limit=100)
     assert [e.data["state"] for e in told.items].count("idle") == 1
+
+
+async def test_a_harness_is_ready_once_it_asks_for_messages_and_a_new_one_starts_over(world: World) -> None:
+    await world.hello(SMITH)
+    assert not world.presence.is_ready(SMITH)
+    world.woken.clear()
+    await world.poll(SMITH)
+    assert world.presence.is_ready(SMITH)
+    assert world.woken == ["smith"], "the pass that probes it waits for this"
+    await world.poll(SMITH)
+    assert world.woken == ["smith"]
+    await world.hello(SMITH, OTHER_BOOT)
+    assert not world.presence.is_ready(SMITH)
 
 
 async def test_an_unknown_agent_is_not_found(world: World) -> None:
