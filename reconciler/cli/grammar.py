@@ -101,6 +101,11 @@ class _Parser(argparse.ArgumentParser):
         raise Failure(f"{name}: {message}", f"see `hive help {name}`", code="usage", status=Exit.USAGE)
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """With a width of its own: asking for the terminal's imports shutil, a seventh of the start."""
+    return argparse.RawDescriptionHelpFormatter(prog, width=100)
+
+
 def parser_of(verb: Verb) -> argparse.ArgumentParser:
     """The parser of one verb; wrong usage raises `Failure` with status 2."""
     epilog = "".join(f"  {line}\n      {about}\n" for line, about in verb.examples)
@@ -109,7 +114,7 @@ def parser_of(verb: Verb) -> argparse.ArgumentParser:
         usage=verb.usage.replace("%", "%%"),
         description=textwrap.fill(" ".join(filter(None, (verb.summary, verb.details))), 100),
         epilog=f"examples:\n{epilog}" if epilog else None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_formatter,
         allow_abbrev=False,
     )
     for argument in verb.all_arguments:
