@@ -114,7 +114,7 @@ async def test_a_turn_that_ends_while_the_host_is_away_is_told_when_it_is_back(t
         await hived.host.stop()
         # the CLI's own record of the conversation says when the turn is over for it
         record = tmp_path / "home/.claude/projects/-state" / f"{SESSION}.jsonl"
-        await hived.host.until(lambda: "finished alone" in record.read_text())
+        await hived.host.until(lambda: record.exists() and "finished alone" in record.read_text())
         await hived.host.start()
         turn = await hived.host.ended(1)
         assert turn.end is not None
