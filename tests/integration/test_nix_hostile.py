@@ -50,7 +50,7 @@ async def refusal(private: PrivateNix, text: str, **timeouts: float) -> str:
         await private.effect(**timeouts).evaluate(tree(private, text))
     assert time.monotonic() - started < timeouts.get("examine_s", 20.0) + 5
     # What the kernel still has to tear down (2 GiB of it, at most) is given a moment.
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(10):
         while (store_entries(private), processes_of_build_user()) != before:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert len(refused.value.message) < 9000
