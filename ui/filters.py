@@ -157,6 +157,11 @@ def short(commit: str | None) -> str:
     return commit[:10] if commit else "none"
 
 
+def person(actor: str) -> str:
+    """Who acted, for people: `operator:alice` is alice; others (`unix:root`, `agent:smith`) as they are."""
+    return actor.removeprefix("operator:")
+
+
 def count(number: int, one: str, many: str | None = None) -> str:
     """`1 file`, `2 files`."""
     return f"{number} {one if number == 1 else many or one + 's'}"

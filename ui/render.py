@@ -62,6 +62,7 @@ def environment() -> jinja2.Environment:
         "duration": filters.duration,
         "first_line": filters.first_line,
         "percent": filters.percent,
+        "person": filters.person,
         "short": filters.short,
         "time_of_day": filters.time_of_day,
         "tokens": filters.tokens,

@@ -355,7 +355,7 @@ class FakeControlApi:
         self.world.messages[index] = self.world.messages[index].model_copy(
             update={"state": MessageState.READ}
         )
-        self.emit("message.state")
+        self.emit("message.read")
         return self.world.messages[index]
 
     async def _decide(self, request: web.Request) -> api.Proposal:
@@ -398,7 +398,7 @@ class FakeControlApi:
             else {"state": "cancelled"}
         )
         self.world.questions[number] = question.model_copy(update={**ended, "answered_by": "operator"})
-        self.emit("question.state", question.agent)
+        self.emit("question.closed", question.agent)
         return self.world.questions[number]
 
 

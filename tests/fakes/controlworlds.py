@@ -71,11 +71,11 @@ def believable(now: datetime) -> World:
     for seconds, kind, agent in (
         (900, "hive.status", None),
         (700, "message.sent", "scout"),
-        (690, "turn.begin", "scout"),
-        (660, "turn.end", "scout"),
+        (690, "turn.begun", "scout"),
+        (660, "turn.ended", "scout"),
         (250, "proposal.state", "smith"),
         (42, "agent.state", "hm1nd"),
-        (42, "turn.begin", "hm1nd"),
+        (42, "turn.begun", "hm1nd"),
     ):
         w.event(
             kind, agent, seconds, **({"state": "pending", "proposal": 12} if kind == "proposal.state" else {})

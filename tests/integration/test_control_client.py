@@ -190,7 +190,7 @@ async def test_the_stream_replays_and_goes_on_live(client: ControlClient, fake: 
             if event.id == 8:
                 break
     assert opened.is_set()
-    assert seen == [(6, "agent.state"), (7, "turn.begin"), (8, "message.sent")]
+    assert seen == [(6, "agent.state"), (7, "turn.begun"), (8, "message.sent")]
 
 
 async def test_the_stream_ends_when_hived_ends_it(client: ControlClient, fake: FakeControlApi) -> None:

@@ -43,7 +43,7 @@ PAGES = (
     "/messages/2",
     "/questions",
     "/events",
-    "/events?kind=turn.begin&agent=hm1nd",
+    "/events?kind=turn.begun&agent=hm1nd",
     "/audit",
     "/help",
 )

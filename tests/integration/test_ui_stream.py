@@ -91,13 +91,13 @@ async def test_a_restart_of_hived_is_told_and_loses_nothing(ui: RunningUi) -> No
         await settled(ui, 1)
         await ui.fake.stop()
         away = await reader.next()
-        ui.fake.world.event("turn.begin", "scout")
+        ui.fake.world.event("turn.begun", "scout")
         await ui.fake.start(ui.settings.socket)
         back, missed = await reader.next(), await reader.next()
     assert away.event == "away"
     assert datetime.fromisoformat(json.loads(away.data)["since"]).tzinfo is not None
     assert back.event == "back"
-    assert (missed.id, json.loads(missed.data)["kind"]) == ("8", "turn.begin")
+    assert (missed.id, json.loads(missed.data)["kind"]) == ("8", "turn.begun")
 
 
 async def test_a_session_that_ends_ends_the_stream_with_a_word(ui: RunningUi) -> None:

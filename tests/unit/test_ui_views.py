@@ -68,6 +68,12 @@ def test_a_spawn_says_model_shell_and_staged_files(world: World) -> None:
     assert said(proposal) == "a new agent, model `haiku`, no shell, 1 staged file"
 
 
+def test_a_spawn_of_a_manager_says_so(world: World) -> None:
+    role = change("role", None, '"manager"', Risk.DANGEROUS, "")
+    proposal = world.add_proposal(1, "hm1nd", 0, kind=ProposalKind.SPAWN, changes=[role])
+    assert said(proposal) == "a new manager, no shell"
+
+
 def test_a_commit_without_settings_names_its_files(world: World) -> None:
     assert said(world.add_proposal(1, "smith", 0, files=["a", "b"])) == "no setting changes, 2 files changed"
     assert said(world.add_proposal(2, "smith", 0, state=P.INVALID)) == "does not evaluate"
@@ -83,6 +89,23 @@ def test_a_value_that_is_no_json_is_shown_as_it_is() -> None:
 def test_a_long_list_is_cut_and_says_so() -> None:
     row = values.row(change("x", None, str(list(range(100))), Risk.LOW, ""))
     assert row.after[-1].text == "… and 40 more"
+
+
+def test_an_empty_list_is_not_the_same_as_an_absent_one() -> None:
+    row = values.row(change("bash.allow", "[]", '["git *"]', Risk.ELEVATED, ""))
+    assert [(i.text, i.mark) for i in row.before] == [("[ ]", "same")]
+    assert values.row(change("bash.allow", None, '["git *"]', Risk.ELEVATED, "")).before == ()
+
+
+def test_files_are_named_with_what_became_of_them(world: World) -> None:
+    files = [
+        change("file flake.lock", '"100644 a"', '"100644 b"', Risk.ELEVATED, ""),
+        change("file new.sh", None, '"100755 b"', Risk.ELEVATED, ""),
+        change("file old", '"100644 a"', None, Risk.ELEVATED, ""),
+        change("7 more files", None, None, Risk.ELEVATED, ""),
+    ]
+    sentence = "file `flake.lock` changed, file `new.sh` new, file `old` gone, 7 more files"
+    assert said(world.add_proposal(1, "smith", 0, changes=files)) == sentence
 
 
 def test_a_list_shows_what_stays_what_comes_and_what_goes() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from reconciler.control.client import ControlClient, OperatorError
-from reconciler.control.models import Approve, Cause, Decide, Diff, Proposal
+from reconciler.control.models import Approve, Cause, Decide, Diff, LogLine, Proposal
 from ui.keys import client_of
 from ui.pages.paths import NUMBER, cursor, number
 from ui.render import page, part, said
@@ -23,6 +23,7 @@ BASES = (
     ("proposal", "the proposal before"),
 )
 PER_PAGE = 50
+LOG_PAGES = 20
 
 
 @routes.get("/approvals")
@@ -91,7 +92,7 @@ async def _body(request: web.Request, client: ControlClient, proposal: Proposal)
     show = "diff" if wanted == "diff" or not built else "log"
     base = request.query.get("base", "")
     base = base if base in dict(BASES) else "running"
-    log = await client.build_log(proposal.id) if show == "log" else None
+    log, done = await _log(client, proposal.id) if show == "log" else ([], True)
     diff = await _diff(client, proposal, base) if show == "diff" else None
     return {
         "show": show,
@@ -100,10 +101,22 @@ async def _body(request: web.Request, client: ControlClient, proposal: Proposal)
         "built": built,
         "diff": diff,
         "spans": spans,
-        "log": log.items if log else [],
-        "log_done": log.done if log else True,
-        "log_cursor": log.items[-1].id if log and log.items else 0,
+        "log": log,
+        "log_done": done,
+        "log_cursor": log[-1].id if log else 0,
     }
+
+
+async def _log(client: ControlClient, number: int) -> tuple[list[LogLine], bool]:
+    """The log from its beginning and whether it has ended. hived gives it in pages; the script asks for what
+    lies beyond the last one read here."""
+    lines: list[LogLine] = []
+    for _ in range(LOG_PAGES):
+        found = await client.build_log(number, after=lines[-1].id if lines else 0)
+        lines += found.items
+        if found.done or not found.items:
+            return lines, found.done
+    return lines, False
 
 
 async def _diff(client: ControlClient, proposal: Proposal, base: str) -> Diff | OperatorError:

@@ -6,7 +6,6 @@ import { insert, morph } from "./morph.js";
 
 const WAIT_MS = 60;
 const ROWS_MAX = 3000;
-const PAGE_ROWS = 400;
 const NEAR_PX = 40;
 const jobs = new WeakMap();
 
@@ -32,10 +31,10 @@ async function fetchMore(list, job) {
     const answer = await fetch(`${list.dataset.follow}?after=${list.dataset.cursor}`, { signal: AbortSignal.timeout(15000) });
     if (answer.ok) {
       const cursor = answer.headers.get("X-Cursor");
-      const rows = rowsOf(await answer.text());
-      if (cursor) list.dataset.cursor = cursor;
-      join(list, rows);
-      if (rows.length >= PAGE_ROWS) job.again = true;
+      const moved = cursor && cursor !== list.dataset.cursor;
+      if (moved) list.dataset.cursor = cursor;
+      join(list, rowsOf(await answer.text()));
+      job.again ||= moved; // there may be more: answers are pages
     }
   } catch {
     // the stream tells when the server is back

@@ -13,6 +13,7 @@ export function startForms() {
   document.addEventListener("change", (event) => event.target.matches("[data-submit]") && event.target.form.submit());
   document.addEventListener("submit", onSubmit, true);
   document.addEventListener("htmx:afterRequest", ({ target }) => target.removeAttribute?.("aria-busy"));
+  document.addEventListener("htmx:sendError", ({ target }) => notSent(target));
   document.addEventListener("hive:done", ({ target }) => done(target));
   document.addEventListener("hive:changed", ({ target }) => {
     document.querySelectorAll("[data-filter]").forEach(filter);
@@ -40,6 +41,14 @@ function onSubmit(event) {
   }
   form.setAttribute("aria-busy", "true");
   return undefined;
+}
+
+function notSent(form) {
+  const said = document.createElement("p");
+  said.className = "said bad";
+  said.role = "alert";
+  said.textContent = "Not sent: no connection to the web server. What you typed is kept; try again when it is back.";
+  form.querySelector("output")?.replaceChildren(said);
 }
 
 function done(target) {

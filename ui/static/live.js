@@ -1,5 +1,5 @@
-// Parts of the page marked data-live are fetched anew when an event of one of their data-on kinds comes: not more often
-// than it takes, and in a hidden tab not before it is looked at (but for the rail, which carries the count in the title).
+// Parts of the page marked data-live are fetched anew when an event of one of their data-on kinds (`turn.ended`) or
+// families (`turn`) comes: not more often than it takes, and in a hidden tab not before it is looked at (but for the rail, which carries the count in the title).
 
 import { morph } from "./morph.js";
 
@@ -16,7 +16,9 @@ const of = (part) => {
 
 export function concerns(part, event) {
   const kinds = part.dataset.on.split(" ");
-  if (event.kind !== "*" && !kinds.includes("*") && !kinds.includes(event.kind)) return false;
+  const family = event.kind.split(".")[0];
+  if (!["*", event.kind, family].some((kind) => kinds.includes(kind)) && event.kind !== "*") return false;
+  if (family === "message") return true; // it has two ends, and the event names one
   return !part.dataset.agent || !event.agent || part.dataset.agent === event.agent;
 }
 

@@ -1,16 +1,21 @@
-"""Kinds of events, in the order in which a person meets them; the script refetches by them."""
+"""Kinds of events to choose from on the page of events; the stream may carry others, pages listen to families."""
 
 KINDS = (
     "agent.state",
-    "message.sent",
-    "message.state",
-    "proposal.state",
-    "build.log",
-    "turn.begin",
+    "agent.status",
+    "agent.hello",
+    "agent.created",
+    "agent.crashed",
+    "turn.begun",
     "turn.event",
-    "turn.end",
-    "question.state",
-    "draft.state",
+    "turn.ended",
+    "message.sent",
+    "message.read",
+    "proposal.state",
+    "proposal.changed",
+    "build.log",
+    "question.asked",
+    "question.closed",
+    "draft.started",
     "audit.row",
-    "hive.status",
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reconciler.control.models import Change, Proposal
-from ui.filters import count
+from ui.filters import count, person
 from ui.views.values import Row, added, is_list, option_name, removed, row, single
 
 STEPS = ("approved", "building", "activating", "probing", "deployed")
@@ -40,7 +40,8 @@ def summary(proposal: Proposal) -> list[Piece]:
     if proposal.kind == "spawn":
         model = next((single(c.after) for c in proposal.changes if option_name(c.option) == "model"), None)
         shell = next((added(c) for c in proposal.changes if option_name(c.option) == "bash.allow"), [])
-        pieces = [Piece("a new agent")]
+        role = next((single(c.after) for c in proposal.changes if option_name(c.option) == "role"), None)
+        pieces = [Piece("a new manager" if role == "manager" else "a new agent")]
         if model:
             pieces += [Piece(", model "), Piece(model, code=True)]
         pieces += [Piece(", shell "), *_listed(shell)] if shell else [Piece(", no shell")]
@@ -73,6 +74,9 @@ def _without_settings(proposal: Proposal) -> str:
 
 def _phrase(change: Change) -> list[Piece]:
     name = option_name(change.option)
+    if name.startswith("file "):
+        what = "new" if change.before is None else "gone" if change.after is None else "changed"
+        return [Piece("file "), Piece(_brief(name.removeprefix("file ")), code=True), Piece(f" {what}")]
     word = {
         "bash.allow": "shell",
         "bash.deny": "shell denied",
@@ -87,7 +91,7 @@ def _phrase(change: Change) -> list[Piece]:
         return pieces
     before, after = single(change.before), single(change.after)
     if before is None and after is None:
-        return [Piece(f"{name} changes")]
+        return [Piece(_brief(name))]
     return [
         Piece(f"{name} "),
         Piece(_brief(before), code=True),
@@ -138,7 +142,7 @@ def progress(proposal: Proposal) -> list[Step]:
 
 def verdict(proposal: Proposal) -> str:
     """One sentence on where it stands, for the head of its page."""
-    who = proposal.decided_by or "somebody"
+    who = person(proposal.decided_by or "somebody")
     match str(proposal.state):
         case "examining":
             return "hived is evaluating it in a sandbox; you can decide when that is done"

@@ -38,12 +38,18 @@ def row(change: Change) -> Row:
     before, after = _decoded(change.before), _decoded(change.after)
     if isinstance(before, list) or isinstance(after, list):
         old, new = _texts(before), _texts(after)
-        left = tuple(Item(text, "same" if text in new else "removed") for text in old)
-        right = tuple(Item(text, "same" if text in old else "added") for text in new)
+        left = _items(before, old, new, "removed")
+        right = _items(after, new, old, "added")
     else:
         left = tuple(Item(text, "removed") for text in _texts(before))
         right = tuple(Item(text, "added") for text in _texts(after))
     return Row(option_name(change.option), left, right, str(change.risk), change.reason)
+
+
+def _items(value: Any, mine: list[str], other: list[str], mark: Mark) -> tuple[Item, ...]:
+    if value == []:
+        return (Item("[ ]", "same"),)
+    return tuple(Item(text, "same" if text in other else mark) for text in mine)
 
 
 def option_name(option: str) -> str:
