@@ -14,7 +14,7 @@ AGENT = "scout"
 
 def requests_of(demo: DemoHive, agent: str) -> list[dict[str, Any]]:
     """What the scripted model was asked by `agent`, oldest first."""
-    lines = demo.state_file("model", "requests.jsonl").read_text().splitlines()
+    lines = demo.state_file("log", "requests.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
     return [entry for entry in found if entry.get("agent") == agent and entry["path"] == "/v1/messages"]
 

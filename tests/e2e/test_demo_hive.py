@@ -72,8 +72,12 @@ def test_a_file_made_inside_belongs_to_the_agents_own_range(hive: DemoHive) -> N
     assert {p.lstat().st_uid for p in made} == {base + 1000}
 
 
-def test_a_container_has_loopback_and_nothing_else(hive: DemoHive) -> None:
-    for pid in hive.pids_of("harness"):
+@pytest.mark.parametrize("name", NAMES)
+def test_a_container_has_loopback_and_nothing_else(hive: DemoHive, name: str) -> None:
+    base = hive.agent(name)["uid_base"]
+    inside = [pid for pid in hive.pids_of("harness") if Path(f"/proc/{pid}").stat().st_uid == base]
+    assert inside
+    for pid in inside:
         lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
         assert [line.split(":")[0].strip() for line in lines] == ["lo"]
 

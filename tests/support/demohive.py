@@ -37,6 +37,7 @@ class DemoHive:
     port: int
     process: subprocess.Popen[str]
     printed: list[str] = field(default_factory=list)
+    reader: threading.Thread | None = None
 
     @property
     def address(self) -> str:
@@ -170,7 +171,10 @@ def stop_demo(demo: DemoHive) -> int:
     """Ctrl-C, and wait; its exit status."""
     if demo.process.poll() is None:
         demo.process.send_signal(signal.SIGINT)
-    return demo.process.wait(timeout=60)
+    status = demo.process.wait(timeout=60)
+    if demo.reader is not None:
+        demo.reader.join(timeout=10)
+    return status
 
 
 def login_link(demo: DemoHive) -> str:
