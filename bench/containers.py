@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import json
 from typing import Any
 
@@ -20,12 +21,7 @@ def measure(demo: DemoHive, samples: int) -> list[Figure]:
         before = demo.agent(AGENT)["container"]["leader_pid"]
         last = max((e["id"] for e in _events(demo)), default=0)
         demo.hive("restart", AGENT)
-        demo.until(
-            lambda before=before: (
-                (a := demo.agent(AGENT))["state"] == "idle" and a["container"]["leader_pid"] != before
-            ),
-            "the agent is back",
-        )
+        demo.until(functools.partial(_is_back, demo, before), "the agent is back")
         record = json.loads(demo.state_file("containers", AGENT, "record.json").read_text())
         events = [e for e in _events(demo) if e["id"] > last and e["kind"] == "agent.state"]
         idle = next(e for e in events if e["data"].get("state") == "idle")
@@ -36,6 +32,11 @@ def measure(demo: DemoHive, samples: int) -> list[Figure]:
         Figure("container start → harness hello", "ms", hello),
         Figure("stop seen → idle again after a restart", "ms", whole),
     ]
+
+
+def _is_back(demo: DemoHive, before: int) -> bool:
+    agent = demo.agent(AGENT)
+    return bool(agent["state"] == "idle" and agent["container"]["leader_pid"] not in {before, None})
 
 
 def _events(demo: DemoHive) -> list[dict[str, Any]]:

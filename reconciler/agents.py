@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, assert_never
 
+from reconciler import __version__
 from reconciler.config import Config
 from reconciler.control import models as api
 from reconciler.effects.protocols import Containers
 from reconciler.errors import OperatorError
+from reconciler.model.instants import MICRO, stamp, stamp_or_none
 from reconciler.model.names import AgentName
 from reconciler.model.states import AgentState, Desired, Role, UserRole
 from reconciler.plan.steps import Again, Failed, Plan, Settled, Waiting
 from reconciler.services import Actor, Approvals
 from reconciler.store import fleet
 from reconciler.store.db import Row, Store
-
-VERSION = "0.1.0"
-MICRO = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +59,6 @@ class Spending(Protocol):
         ...
 
     async def rows(self) -> Sequence[api.Spending]: ...
-
-
-def stamp(micros: int) -> str:
-    """RFC 3339 in UTC, from microseconds since the epoch."""
-    return (
-        dt.datetime.fromtimestamp(micros / MICRO, dt.UTC)
-        .isoformat(timespec="milliseconds")
-        .replace("+00:00", "Z")
-    )
-
-
-def _maybe(micros: int | None) -> str | None:
-    return None if micros is None else stamp(micros)
 
 
 Look = Callable[[AgentName], Awaitable[Plan | None]]
@@ -135,12 +120,12 @@ class AgentService:
             state=now.state,
             state_since=stamp(int(now.since * MICRO)),
             reason=now.reason,
-            until=_maybe(int(now.until * MICRO)) if now.until is not None else None,
+            until=None if now.until is None else stamp(int(now.until * MICRO)),
             status=row["status"],
             model=api.ModelStatus(
                 active=active or wanted,
                 queued=wanted if active and wanted != active else None,
-                switched_at=_maybe(row["model_switched_at"]),
+                switched_at=stamp_or_none(row["model_switched_at"]),
                 switched_by=row["model_switched_by"],
             ),
             generation=row["generation"],
@@ -151,7 +136,7 @@ class AgentService:
             cost_today_usd=usd,
             tokens_today=tokens,
             turn=row["turn_id"],
-            last_turn_at=_maybe(row["last_turn_at"]),
+            last_turn_at=stamp_or_none(row["last_turn_at"]),
             held=bool(row["held"]),
             container=api.Container(
                 driver=self._containers.driver,
@@ -238,7 +223,7 @@ class AgentService:
         row = await fleet.counts(self._store.state)
         today = await self._spending.today()
         return api.HiveStatus(
-            version=VERSION,
+            version=__version__,
             platform=self._config.platform,
             driver=self._containers.driver,
             model_upstream=self._config.gateway.label,

@@ -64,7 +64,8 @@ async def set_desired(tx: Tx, name: str, desired: Desired) -> None:
 async def want_restart(tx: Tx, name: str) -> None:
     """Ask for one restart more; a start serves all that were asked before it."""
     await tx.run(
-        "UPDATE agents SET restart_wanted = restart_wanted + 1, crashes = 0, crashed_at = NULL WHERE name = ?",
+        "UPDATE agents SET restart_wanted = restart_wanted + 1, crashes = 0, crashed_at = NULL "
+        "WHERE name = ?",
         name,
     )
 
