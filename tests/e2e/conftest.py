@@ -17,24 +17,25 @@ from tests.support.demohive import (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def hive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoHive]:
-    """One demo hive for all end-to-end tests; each test leaves its agents at work."""
+    """One demo hive for the tests of a module; each test leaves its agents at work."""
     folder = tmp_path_factory.mktemp("hive") / "demo"
     demo = start_demo(folder, free_port())
     yield demo
     assert stop_demo(demo) == 0, "\n".join(demo.printed)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Chromium, closed with its module: the synchronous Playwright keeps an event loop running meanwhile."""
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM_ARGUMENTS)
         yield chromium
         chromium.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def session(browser: Browser, hive: DemoHive) -> Iterator[BrowserContext]:
     """A browser that logged in by a one-time link."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
