@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pwd
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +35,7 @@ from reconciler.effects.hostfiles import RealHostFiles
 from reconciler.effects.nix import RealNix
 from reconciler.errors import PermanentError
 from reconciler.gateway.client import GatewayClient
+from reconciler.gateway.messages import LimitEvent, RefusalEvent
 from reconciler.gatewaysync import GatewaySync
 from reconciler.model.names import AgentName
 from reconciler.model.risk import is_allowed_model
@@ -67,7 +67,7 @@ class Hived:
         self.containers = ShimContainers(config)
         self.git = GitRepositories(state, Quarantine(state / "quarantine", config.build_user))
         nix, files = RealNix(config), RealHostFiles(config)
-        self.gateway = GatewayClient(run)
+        self.gateway = GatewayClient(run, on_limit=self._limited, on_refusal=self._refused)
         self.gateway_sync = GatewaySync(store, self.gateway, self.clock)
         self.events = EventLog(
             store,
@@ -87,7 +87,7 @@ class Hived:
             store, self.git, nix, state / "trees", parallel=config.parallel_builds,
             append_log=self.events.append_build_log, wake=self.wake,
         )  # fmt: skip
-        self.accounts = AccountService(store, self.clock, ui_port=config.ui_port, username=_username)
+        self.accounts = AccountService(store, self.clock, ui_port=config.ui_port)
         self.agents = AgentService(
             store=store, config=config, containers=self.containers, look=self._look, presence=presence,
             voice=self.broker, approvals=self.approvals, spending=self.gateway, wake=self.wake,
@@ -129,6 +129,16 @@ class Hived:
 
     async def _before_hello(self, name: AgentName) -> None:
         await self.containers.forbid_user_namespaces(name)
+
+    def _limited(self, event: LimitEvent) -> None:
+        self.events.announce(
+            "gateway.limited", event.agent, "", status=event.status, message=event.message, until=event.until
+        )
+
+    def _refused(self, event: RefusalEvent) -> None:
+        self.events.announce(
+            "gateway.refused", event.agent, event.reason, reason=event.reason, message=event.message
+        )
 
     async def _tag(self, data: Mapping[str, Any]) -> None:
         await project_tag(self.git, data)
@@ -176,13 +186,6 @@ class Hived:
     async def close(self) -> None:
         """Release what is left after `run`."""
         self.git.close()
-
-
-def _username(uid: int) -> str | None:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return None
 
 
 async def serve(config: Config) -> None:

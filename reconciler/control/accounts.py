@@ -10,7 +10,6 @@ import hashlib
 import json
 import secrets
 from collections import deque
-from collections.abc import Callable
 
 from reconciler.control import models as api
 from reconciler.effects.protocols import Clock
@@ -33,23 +32,14 @@ PAGE_MAX = 500
 
 
 class AccountService:
-    """People and what they decided. `ui_port`: where the login page is; `username`: the host's user names."""
+    """People and what they decided. `ui_port`: where the login page is."""
 
-    def __init__(
-        self, store: Store, clock: Clock, *, ui_port: int, username: Callable[[int], str | None]
-    ) -> None:
+    def __init__(self, store: Store, clock: Clock, *, ui_port: int) -> None:
         self._store = store
         self._clock = clock
         self._ui_port = ui_port
-        self._username = username
         self._failures: deque[float] = deque(maxlen=FAILURES_MAX)
 
-    def actor_of_uid(self, uid: int) -> Actor:
-        """Who speaks on control.sock: whoever may open it is the operator, named as the host names them."""
-        name = self._username(uid)
-        return Actor(f"uid:{uid}" if name is None else f"unix:{name}", UserRole.OPERATOR)
-
-    # ------------------------------------------------------------------------------------------------- login
     async def login_link(self, actor: Actor, request: api.NewLoginLink) -> api.LoginLink:
         """A one-time link for a user, who is made if new; a known user's role is not changed by it."""
         if actor.role is not UserRole.OPERATOR:

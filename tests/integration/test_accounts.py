@@ -31,8 +31,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 @pytest.fixture
 def people(world: World) -> AccountService:
-    names = {0: "root", 1000: "alice"}
-    service = AccountService(world.store, world.clock, ui_port=7000, username=names.get)
+    service = AccountService(world.store, world.clock, ui_port=7000)
     checked: Accounts = service
     assert checked is service
     return service
@@ -195,13 +194,6 @@ async def test_a_session_is_another_secret_than_the_link(people: AccountService)
     token = await link(people)
     await people.login(token)
     assert (await refused(people.session(token))).code == "unauthenticated"
-
-
-async def test_who_speaks_on_the_control_socket_is_named_as_the_host_names_them(
-    people: AccountService,
-) -> None:
-    assert people.actor_of_uid(1000) == Actor("unix:alice", UserRole.OPERATOR)
-    assert people.actor_of_uid(4242) == Actor("uid:4242", UserRole.OPERATOR)
 
 
 # ------------------------------------------------------------------------------------------------------ audit

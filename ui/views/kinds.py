@@ -1,4 +1,4 @@
-"""Kinds of events to choose from on the page of events; the stream may carry others, pages listen to families."""
+"""Kinds of events to choose from on their page; the stream may carry others, and pages listen to families."""
 
 KINDS = (
     "agent.state",
@@ -17,5 +17,7 @@ KINDS = (
     "question.asked",
     "question.closed",
     "draft.started",
+    "gateway.limited",
+    "gateway.refused",
     "audit.row",
 )
