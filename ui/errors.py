@@ -6,6 +6,7 @@ One of the three places where everything may be caught (the HTTP error middlewar
 
 from __future__ import annotations
 
+import re
 import secrets
 from datetime import UTC, datetime
 from typing import Any
@@ -85,6 +86,15 @@ def _known(request: web.Request, error: HiveError) -> web.Response:
             return _shown(request, error.status, error.message, error.hint)
 
 
+def _again(path: str) -> str:
+    """Where to look again: the page itself, or the proposal that a stale decision was about.
+
+    Never another host, which a path that begins with two slashes would be.
+    """
+    proposal = re.match(r"/approvals/[0-9]+(?=/)", path)
+    return proposal[0] if proposal else "/" if path.startswith("//") else path
+
+
 def _shown(request: web.Request, status: int, message: str, hint: str, **more: Any) -> web.Response:
     values = common(request) | {
         "status": status,
@@ -94,6 +104,7 @@ def _shown(request: web.Request, status: int, message: str, hint: str, **more: A
         "away_since": None,
         "retry_s": RETRY_S if status == 503 and request.method == "GET" else None,
         "title": _HEADINGS.get(status, "error"),
+        "again": _again(request.path),
         "port": request.app[SETTINGS].port,
     }
     if wants_part(request):

@@ -7,6 +7,7 @@ the role and the decision again, because this process is not trusted with them.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from hmac import compare_digest
@@ -21,6 +22,7 @@ from ui.keys import CLIENT, FORM, SETTINGS, VISITOR, Settings, Visitor
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 FORM_MAX_BYTES = 256 * 1024
+FORM_S = 15.0
 FIELDS_MAX = 200
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -123,7 +125,12 @@ async def read_form(request: web.Request, handler: Handler) -> web.StreamRespons
     """
     if request.method in _SAFE_METHODS:
         return await handler(request)
-    form = parse_form(request.content_type, await request.read())
+    try:
+        async with asyncio.timeout(FORM_S):
+            body = await request.read()
+    except TimeoutError as error:
+        raise OperatorError(f"the form did not arrive within {FORM_S:g} s") from error
+    form = parse_form(request.content_type, body)
     request[FORM] = form
     if not _LOGIN.fullmatch(request.path):
         given = form.get("csrf", [""])[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from contextlib import aclosing
 from datetime import UTC, datetime
 
@@ -27,7 +28,7 @@ STREAMS_MAX = 64
 FRAMES_MAX = 256
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0)
 _LOOK_S = 1.0
-_ID_MAX = 2**63
+_ID = re.compile(r"[0-9]{1,18}")
 
 
 class Streams:
@@ -52,8 +53,10 @@ class Streams:
         finally:
             self._tasks.discard(task)
             task.cancel()
-        if task.done() and not task.cancelled():
-            task.result()
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            if not relay.response.prepared:
+                raise error
+            log.error("stream.failed", exc_info=error)  # too late for another answer
 
     async def close(self, _: web.Application | None = None) -> None:
         """End all streams; browsers come back by themselves once a server is there again."""
@@ -157,7 +160,7 @@ def _hint(event: Event) -> bytes:
 def start_of(request: web.Request) -> int | None:
     """The id to continue after: the browser's `Last-Event-ID` on a reconnect, else `?after` of the page."""
     for text in (request.headers.get("Last-Event-ID", ""), request.query.get("after", "")):
-        if text.isascii() and text.isdecimal() and int(text) < _ID_MAX:
+        if _ID.fullmatch(text):
             return int(text)
     return None
 

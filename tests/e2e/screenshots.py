@@ -13,14 +13,17 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.fakes import controlworlds
 from tests.fakes.hiveui import running_ui
 
 CHROMIUM = "/usr/bin/chromium"
+README_FOLDER = Path(__file__).resolve().parents[2] / "docs/screenshots"
+Theme = Literal["dark", "light"]
 WIDTHS = {1440: 900, 390: 844}
 PAGES = {
     "hive": "/",
@@ -47,28 +50,76 @@ PAGES = {
 }
 
 
-async def shoot(
-    browser: Browser, base: str, cookies: Mapping[str, str], out: Path, given: argparse.Namespace
-) -> None:
+async def opened(browser: Browser, base: str, cookies: Mapping[str, str], width: int, theme: Theme) -> Page:
+    """A logged-in page of its own browser context."""
+    context = await browser.new_context(
+        viewport={"width": width, "height": WIDTHS.get(width, 900)},
+        color_scheme=theme,
+        locale="en-GB",
+        timezone_id="UTC",
+        reduced_motion="reduce",
+    )
+    await context.add_cookies([{"name": k, "value": v, "url": base} for k, v in cookies.items()])
+    return await context.new_page()
+
+
+async def settle(page: Page) -> None:
+    """Fonts, the first scroll, the first tick."""
+    await page.evaluate("document.fonts.ready")
+    await page.wait_for_timeout(250)
+
+
+async def shoot(browser: Browser, base: str, cookies: Mapping[str, str], given: argparse.Namespace) -> None:
     """All chosen pages in all chosen sizes and themes."""
     for theme in given.theme:
         for width in given.width:
-            context = await browser.new_context(
-                viewport={"width": width, "height": WIDTHS.get(width, 900)},
-                color_scheme=theme,
-                locale="en-GB",
-                timezone_id="UTC",
-                reduced_motion="reduce",
-            )
-            await context.add_cookies([{"name": k, "value": v, "url": base} for k, v in cookies.items()])
-            page = await context.new_page()
+            page = await opened(browser, base, cookies, width, theme)
             for name in given.page or PAGES:
-                await page.goto(base + PAGES[name], wait_until="load")
-                await page.evaluate("document.fonts.ready")
-                await page.wait_for_timeout(250)  # the first scroll and the first tick
-                path = out / f"{given.prefix}{name}-{width}-{theme}.png"
+                await page.goto(base + PAGES[name])
+                await settle(page)
+                path = given.out / f"{given.prefix}{name}-{width}-{theme}.png"
                 await page.screenshot(path=path, full_page=given.full)
-            await context.close()
+            await page.context.close()
+
+
+# What the README shows: name → page and theme.
+README: dict[str, tuple[str, Theme]] = {
+    "dashboard-dark": ("/", "dark"),
+    "approval-dark": ("APPROVAL", "dark"),
+    "agent-dark": ("/agents/hm1nd", "dark"),
+}
+
+
+async def shoot_readme(browser: Browser, base: str, cookies: Mapping[str, str], out: Path) -> None:
+    """The README's pictures; APPROVAL is the proposal that waits."""
+    for name, (path, theme) in README.items():
+        page = await opened(browser, base, cookies, 1440, theme)
+        if path == "APPROVAL":
+            await page.goto(base)
+            await page.locator(".need .primary").first.click()
+            await page.wait_for_url("**/approvals/*")
+        else:
+            await page.goto(base + path)
+        await settle(page)
+        await page.screenshot(path=out / f"{name}.png")
+        await page.context.close()
+
+
+async def play(browser: Browser, base: str, cookies: Mapping[str, str]) -> None:
+    """Ask the demo hive for something, as a person does, and wait for what comes of it."""
+    page = await opened(browser, base, cookies, 1440, "dark")
+    asked = {
+        "scout": "What is in your repository?",
+        "hm1nd": "give smith the model opus and let it run `nix build .*`",
+    }
+    for name, text in asked.items():
+        await page.goto(f"{base}/agents/{name}")
+        await page.locator("#prompt-body").fill(text)
+        await page.locator("#prompt-body").press("Enter")
+        await expect(page.locator(".turn-end").first).to_be_visible(timeout=120_000)
+    await page.goto(base)
+    await expect(page.locator(".need .primary").first).to_be_visible(timeout=60_000)
+    await page.context.close()
 
 
 async def login(browser: Browser, link: str) -> dict[str, str]:
@@ -96,7 +147,12 @@ async def run(given: argparse.Namespace) -> None:
             world = getattr(controlworlds, given.world)(datetime.now(UTC))
             ui = await stack.enter_async_context(running_ui(world))
             base, cookies = ui.url, ui.cookie()
-        await shoot(browser, base, cookies, given.out, given)
+        if given.play:
+            await play(browser, base, cookies)
+        if given.readme:
+            await shoot_readme(browser, base, cookies, README_FOLDER)
+        else:
+            await shoot(browser, base, cookies, given)
 
 
 def main() -> None:
@@ -110,6 +166,10 @@ def main() -> None:
     parser.add_argument("--width", action="append", type=int, help="only this width (default: 1440 and 390)")
     parser.add_argument("--theme", action="append", choices=("dark", "light"), help="only this theme")
     parser.add_argument("--prefix", default="", help="before the names of the files")
+    parser.add_argument("--readme", action="store_true", help="only the README's, into docs/screenshots")
+    parser.add_argument(
+        "--play", action="store_true", help="with --login: ask the demo hive for something first"
+    )
     parser.add_argument("--full", action="store_true", help="the whole page, not only what fits the window")
     given = parser.parse_args()
     given.width = given.width or list(WIDTHS)

@@ -66,9 +66,13 @@ class Watched:
     async def live(self, path: str) -> Page:
         """Open it and wait until its stream stands; a mark shows later that it was not loaded anew."""
         await self.goto(path)
-        await expect(self.page.locator("html")).to_have_attribute("data-stream", "up")
+        await self.ready()
         await self.page.evaluate("window.stillHere = true")
         return self.page
+
+    async def ready(self) -> None:
+        """The scripts of a page that was just come to run."""
+        await expect(self.page.locator("html")).to_have_attribute("data-stream", "up")
 
     async def was_not_reloaded(self) -> bool:
         return bool(await self.page.evaluate("window.stillHere === true"))
@@ -284,7 +288,7 @@ async def test_approving_by_keyboard_shows_the_log_and_the_five_words_live(opene
         assert fake.calls == []
         await page.keyboard.press("Enter")
         await expect(page.locator("#body")).to_contain_text("Build log")
-        await expect(page.locator("html")).to_have_attribute("data-stream", "up")
+        await watched.ready()
         await page.evaluate("window.stillHere = true")
         fake.move(12, ProposalState.BUILDING)
         fake.log(12, "building smith")
@@ -357,6 +361,7 @@ async def test_the_keyboard_goes_through_pages_rows_and_files(opened: Opened) ->
         await expect(page.locator("#need-p12")).to_have_class(re.compile("here"))
         await page.keyboard.press("Enter")
         await expect(page).to_have_url(re.compile("/approvals/12$"))
+        await watched.ready()
         await page.keyboard.press("g")
         await page.keyboard.press("m")
         await expect(page).to_have_url(re.compile("/messages$"))
@@ -366,6 +371,7 @@ async def test_the_keyboard_goes_through_pages_rows_and_files(opened: Opened) ->
             await expect(page.locator(f"#file-{file}")).to_have_class(re.compile("here"))
         await page.keyboard.press("]")
         await expect(page).to_have_url(re.compile("base=approved"))
+        await watched.ready()
         await page.keyboard.press("?")
         await expect(page.locator("#keys")).to_be_visible()
         await page.keyboard.press("Escape")

@@ -95,6 +95,12 @@ async def test_a_message_is_sent_as_typed(browser: Browser) -> None:
     assert browser.ui.fake.calls == [("POST", "/v1/messages", sent)]
 
 
+async def test_a_strange_reply_number_counts_as_none(browser: Browser) -> None:
+    for number in ("9" * 5000, "x", "-1", "\u0663"):
+        await browser.post("/messages", CSRF | {"to": "scout", "body": "x", "re": number})
+    assert [call[2]["in_reply_to"] for call in browser.ui.fake.calls] == [None] * 4
+
+
 @pytest.mark.parametrize(
     "form", [{"to": "", "body": "x"}, {"to": "scout", "body": " \n"}, {"to": "scout"}, {}]
 )

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from tests.fakes.controldata import World
 from tests.fakes.controlworlds import believable, empty, hostile, many
@@ -312,6 +313,16 @@ async def test_a_hive_that_is_away_is_said_with_since_when_and_comes_back_by_its
         assert since[1] in again
         await browser.ui.fake.start(browser.ui.settings.socket)
         assert (await browser.get("/approvals/12")).status == 200
+
+
+async def test_the_page_of_an_absent_hive_links_to_no_other_host(opened: Opened) -> None:
+    async with opened(believable) as browser:
+        await browser.ui.fake.stop()
+        url = URL(f"{browser.ui.url}//evil.example/x", encoded=True)
+        async with browser.http.get(url, cookies=browser.cookies) as answer:
+            text = await answer.text()
+    assert answer.status == 503
+    assert "//evil" not in text
 
 
 async def test_a_page_that_fails_shows_a_reference_and_nothing_else(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
@@ -244,6 +245,23 @@ async def test_a_body_that_is_no_form_of_ours_is_refused(browser: Browser, body:
     )
     assert answer.status == 400
     assert browser.ui.fake.calls == []
+
+
+async def test_a_form_that_does_not_arrive_is_not_waited_for(
+    ui: RunningUi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ui.security.FORM_S", 0.05)
+    reader, writer = await asyncio.open_connection("127.0.0.1", ui.settings.port)
+    head = (
+        f"POST /messages HTTP/1.1\r\nHost: localhost:{ui.settings.port}\r\nSec-Fetch-Site: same-origin\r\n"
+        f"Cookie: {ui.settings.cookie}={OPERATOR_SECRET}\r\nContent-Length: 100\r\n"
+        "Content-Type: application/x-www-form-urlencoded\r\n\r\ncsrf="
+    )
+    writer.write(head.encode())
+    async with asyncio.timeout(5):
+        line = await reader.readline()
+    writer.close()
+    assert line.split()[1] == b"400"
 
 
 async def test_no_redirect_leaves_this_server(browser: Browser) -> None:

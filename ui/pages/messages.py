@@ -11,7 +11,7 @@ from aiohttp import web
 from reconciler.control.client import OperatorError
 from reconciler.control.models import NewMessage
 from ui.keys import client_of
-from ui.pages.paths import NUMBER, cursor, named, number
+from ui.pages.paths import NUMBER, as_number, cursor, named, number
 from ui.render import frame, page, part, said
 from ui.security import field
 from ui.views.needs import by_need
@@ -80,8 +80,7 @@ async def send(request: web.Request) -> web.StreamResponse:
     if not to or not body.strip():
         what = "to whom" if not to else "what to say"
         raise OperatorError(f"the message does not say {what}", hint="choose an agent and write something")
-    answers = field(request, "re")
-    message = NewMessage(to=to, body=body, in_reply_to=int(answers) if answers.isdecimal() else None)
+    message = NewMessage(to=to, body=body, in_reply_to=as_number(field(request, "re")))
     sent = await client_of(request).send(message)
     return said(request, "sent", "/messages", text=f"Sent to {sent.to}.")
 

@@ -21,10 +21,14 @@ def number(request: web.Request) -> int:
     return int(request.match_info["number"])
 
 
+def as_number(text: str) -> int | None:
+    """A number of at most 18 digits; None for anything else."""
+    return int(text) if _NUMBER.fullmatch(text) else None
+
+
 def cursor(request: web.Request, key: str) -> int | None:
     """`?key=` as a number; anything else counts as absent, because a cursor only says where to look from."""
-    text = request.query.get(key, "")
-    return int(text) if _NUMBER.fullmatch(text) else None
+    return as_number(request.query.get(key, ""))
 
 
 def named(request: web.Request, key: str) -> str | None:

@@ -29,6 +29,9 @@ function show(state, since) {
   document.documentElement.dataset.stream = state;
 }
 
+// On a telephone the sections are one line that scrolls.
+document.querySelector(".sections [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+
 startTimes();
 const onEvent = [startLive(), startFollowing()];
 startForms();

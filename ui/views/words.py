@@ -44,7 +44,7 @@ STATE_CLASS = {
     "approved": "work",
     "building": "work",
     "activating": "work",
-    "deployed": "good",
+    "deployed": "done",
     "invalid": "bad",
     "denied": "off",
     "superseded": "off",
