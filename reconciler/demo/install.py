@@ -164,15 +164,19 @@ def _install_packages(names: list[str]) -> None:
         if not names:
             at.result = "present"
             return
-        env = {**os.environ, "PATH": _SYSTEM_PATH, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
-        install_argv = [*_APT, "install", *names]
         try:
-            terminal.run(at, install_argv, env=env, cwd="/", deadline_s=_APT_DEADLINE_S)
+            _apt(at, "install", *names)
         except PermanentError:
             # No lists yet, or lists that name versions which are gone: only then is an update worth its time.
-            terminal.run(at, [*_APT, "update"], env=env, cwd="/", deadline_s=_APT_DEADLINE_S)
-            terminal.run(at, install_argv, env=env, cwd="/", deadline_s=_APT_DEADLINE_S)
+            _apt(at, "update")
+            _apt(at, "install", *names)
         at.result = "installed " + " ".join(names)
+
+
+def _apt(at: terminal.Step, *arguments: str) -> None:
+    """Not to be cut off: a dpkg that dies between two steps has to be repaired by hand."""
+    env = {**os.environ, "PATH": _SYSTEM_PATH, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
+    terminal.run(at, [*_APT, *arguments], env=env, cwd="/", deadline_s=_APT_DEADLINE_S, finish=True)
 
 
 def _install_environment(environment: Environment) -> None:

@@ -70,7 +70,7 @@ class World:
         self, argv: Sequence[str], *, user: services.User | None = None, deadline_s: float = 60.0
     ) -> subprocess.CompletedProcess[str]:
         """The same, with the result as it is."""
-        enter = ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--"]
+        enter = ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--root", "--wd", "--"]
         become = (
             ["setpriv", f"--reuid={user.uid}", f"--regid={user.uid}", "--clear-groups", "--"] if user else []
         )

@@ -6,6 +6,7 @@ On a terminal a running step shows its elapsed seconds and the last line of the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import shutil
@@ -90,11 +91,20 @@ def step(label: str) -> Iterator[Step]:
     running.end(running.result)
 
 
-def run(at: Step, argv: Sequence[str], *, env: Mapping[str, str], cwd: str, deadline_s: float) -> None:
+def run(
+    at: Step,
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: str,
+    deadline_s: float,
+    finish: bool = False,
+) -> None:
     """Runs a long program as part of a step, in a process group of its own.
 
     `PermanentError` carries the last lines of its output when it fails or outlives `deadline_s`. An exception
-    in here (Ctrl-C) ends the whole group first.
+    in here (Ctrl-C) ends the whole group first, or with `finish` (for what must not be cut in the middle)
+    waits until it has ended by itself.
     """
     last: deque[str] = deque(maxlen=_KEPT_LINES)
     process = subprocess.Popen(
@@ -104,6 +114,10 @@ def run(at: Step, argv: Sequence[str], *, env: Mapping[str, str], cwd: str, dead
     try:
         ended = _follow(process, at, last, time.monotonic() + deadline_s)
     except BaseException:
+        if finish:
+            say(f"  letting {argv[0]} finish first")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=deadline_s)
         _end_group(process)
         raise
     if not ended:

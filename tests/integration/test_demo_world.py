@@ -135,6 +135,7 @@ def test_the_world_sees_the_products_paths_and_nothing_else_of_the_host(world: W
     assert inside(world, "ls -A /root /tmp /old 2>/dev/null || true") == "/root:\n\n/tmp:"
     assert "PID   USER" not in inside(world, "ls /proc | grep -c '^[0-9]' ")
     assert int(inside(world, "ls /proc | grep -c '^[0-9]'")) < 12
+    assert inside(world, "pwd; readlink /proc/self/cwd; ls") == "/\n/\n" + "\n".join(sorted(listed))
 
 
 def test_the_program_can_be_read_by_unprivileged_users_and_written_by_nobody(world: World) -> None:

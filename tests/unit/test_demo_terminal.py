@@ -1,0 +1,85 @@
+"""Steps of the installer: what a program's failure, silence and interruption look like."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from reconciler.demo import terminal
+from reconciler.errors import PermanentError
+
+ENV = {"PATH": os.environ["PATH"]}
+
+
+def run(script: str, *, deadline_s: float = 20, finish: bool = False) -> None:
+    with terminal.step("a step") as at:
+        terminal.run(
+            at, [sys.executable, "-c", script], env=ENV, cwd="/", deadline_s=deadline_s, finish=finish
+        )
+
+
+def test_a_failure_shows_the_last_lines_of_the_program() -> None:
+    with pytest.raises(PermanentError, match="exited with 3") as caught:
+        run("import sys; [print('line', n) for n in range(50)]; sys.exit(3)")
+    lines = caught.value.hint.splitlines()
+    assert (lines[0], lines[-1], len(lines)) == ("line 30", "line 49", 20)
+
+
+def test_a_program_that_outlives_its_deadline_is_ended() -> None:
+    with pytest.raises(PermanentError, match="still running after 0 s"):
+        run("import time; time.sleep(1000)", deadline_s=0.3)
+
+
+@pytest.mark.parametrize(("finish", "is_done"), [(False, False), (True, True)])
+def test_an_interruption_ends_the_program_or_waits_for_it(
+    tmp_path: Path, finish: bool, is_done: bool
+) -> None:
+    done = tmp_path / "done"
+    script = (
+        "import os, signal, time, pathlib\n"
+        f"os.kill({os.getpid()}, signal.SIGUSR1)\n"
+        "time.sleep(0.5)\n"
+        f"pathlib.Path({str(done)!r}).touch()\n"
+    )
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(Interrupted):
+            run(script, finish=finish)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert done.exists() is is_done
+
+
+def test_without_a_terminal_a_step_is_one_line_and_says_that_it_lives(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with terminal.step("work") as at:
+        for _ in range(25):
+            now[0] += 1
+            at.tick("detail")
+        at.result = "done"
+    label = "  work" + " " * 23
+    assert capsys.readouterr().out == f"{label}… 10 s\n{label}… 20 s\n{label}done  (25.0 s)\n"
+
+
+def test_hostile_output_of_a_tool_cannot_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "_is_terminal", lambda: True)
+    with terminal.step("work") as at:
+        at.tick("\x1b]0;title\x07text")
+    assert "\x1b]" not in capsys.readouterr().out
