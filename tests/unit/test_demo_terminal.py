@@ -65,13 +65,12 @@ def test_an_interruption_ends_the_program_or_waits_for_it(
 def test_without_a_terminal_a_step_is_one_line_and_says_that_it_lives(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [time.monotonic()]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with terminal.step("work") as at:
-        for _ in range(25):
-            now[0] += 1
-            at.tick("detail")
-        at.result = "done"
+    running = terminal.Step("work", started=0.0, _noticed=0.0)
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for now in range(1, 26):  # noqa: B007 - the clock reads it
+        running.tick("detail")
+    running.end("done")
     label = "  work" + " " * 23
     assert capsys.readouterr().out == f"{label}… 10 s\n{label}… 20 s\n{label}done  (25.0 s)\n"
 
