@@ -55,7 +55,7 @@ _FORMS: dict[str, tuple[str, ...]] = {
 
 _GIT_OPTIONS = ("-c", "--config-env", "--exec-path")  # before the subcommand
 _GIT_PLAIN_OPTIONS = frozenset({
-    "--no-pager", "-P", "--no-replace-objects", "--literal-pathspecs", "--no-optional-locks", "--bare",
+    "--no-pager", "-P", "--no-replace-objects", "--literal-pathspecs", "--no-optional-locks",
 })  # fmt: skip
 _GIT_VALUE_OPTIONS = frozenset({"-C"})
 # Subcommands that run nothing but git. Any other (aliases, git-foo on the PATH, bisect run, difftool …) must
@@ -71,22 +71,20 @@ _GIT_KNOWN = _words(
     verify-commit verify-pack verify-tag version whatchanged worktree write-tree
     """
 )
+# Of any subcommand: what writes a file of any content (`.git/config` names programs), or starts a program.
+_GIT_ANY_FORMS = ("--output", "--ext-diff", "--upload-pack", "--receive-pack", "--exec")
+# Also what makes a repository with its settings in a folder that is not `.git`: the file tools could edit them.
 _GIT_FORMS: dict[str, tuple[str, ...]] = {
-    "archive": ("-o", "--output", "--remote", "--exec"),
-    "clone": ("-c", "--config", "-u", "--upload-pack", "--template"),
-    "diff": ("--ext-diff", "--output"),
-    "diff-tree": ("--ext-diff", "--output"),
-    "fetch": ("--upload-pack",),
-    "format-patch": ("-o", "--output", "--output-directory"),
+    "archive": ("-o", "--remote"),
+    "cherry-pick": ("--strategy",),
+    "clone": ("-c", "--config", "-u", "--template", "--separate-git-dir", "--bare", "--mirror"),
+    "format-patch": ("-o", "--output-directory"),
     "grep": ("-O", "--open-files-in-pager"),
-    "init": ("--template",),
-    "log": ("--ext-diff", "--output"),
-    "ls-remote": ("--upload-pack",),
-    "pull": ("--upload-pack", "-s", "--strategy"),
+    "init": ("--template", "--separate-git-dir", "--bare"),
+    "pull": ("-s", "--strategy"),
     "merge": ("-s", "--strategy"),
-    "push": ("--receive-pack", "--exec"),
-    "rebase": ("-x", "--exec", "-s", "--strategy"),
-    "show": ("--ext-diff", "--output"),
+    "rebase": ("-x", "-s", "--strategy"),
+    "revert": ("--strategy",),
 }
 
 
@@ -95,6 +93,8 @@ def launching_words(words: Sequence[str]) -> tuple[str, ...]:
     name = words[0].rsplit("/", 1)[-1]
     if name == "git":
         return _git(words)
+    if name == "cd":
+        return tuple(word for word in words[1:] if _is_in_git_folder(word))
     if name in _PROGRAMS or name.startswith(("python3.", "perl5", "lua5", "ld-linux", "git-")):
         return (words[0],)
     forms = _FORMS.get(name, ())
@@ -105,11 +105,13 @@ def launching_words(words: Sequence[str]) -> tuple[str, ...]:
 def _git(words: Sequence[str]) -> tuple[str, ...]:
     """Words of git's own options, then the subcommand, then that one's options."""
     found: list[str] = []
+    elsewhere: list[str] = []
     at = 1
     while at < len(words) and words[at].startswith("-"):
         word = words[at]
         if word in _GIT_VALUE_OPTIONS:
             at += 1
+            elsewhere += words[at : at + 1]
         elif word not in _GIT_PLAIN_OPTIONS and word not in {"--version", "--help", "-v", "-h"}:
             # -c and --exec-path among them; and whatever is unknown here, since it may take the next word as
             # its value
@@ -120,9 +122,18 @@ def _git(words: Sequence[str]) -> tuple[str, ...]:
         subcommand = words[at]
         if subcommand not in _GIT_KNOWN:
             found.append(subcommand)
-        found += [word for word in words[at + 1 :] if _is_one_of(word, _GIT_FORMS.get(subcommand, ()))]
+        # There `apply` sees a plain folder and patches git's own settings; a link can lead there.
+        found += [word for word in elsewhere if _is_in_git_folder(word)]
+        if elsewhere and subcommand == "apply":
+            found.append(subcommand)
+        forms = _GIT_ANY_FORMS + _GIT_FORMS.get(subcommand, ())
+        found += [word for word in words[at + 1 :] if _is_one_of(word, forms)]
         found += [word for word in words[at + 1 :] if word.startswith("ext::")]
     return tuple(found)
+
+
+def _is_in_git_folder(path: str) -> bool:
+    return ".git" in path.casefold().split("/")
 
 
 def _is_one_of(word: str, options: tuple[str, ...]) -> bool:

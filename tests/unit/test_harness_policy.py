@@ -61,6 +61,8 @@ ALLOWED = [
     "git log < /dev/null",
     "git status 2>&1 | cat -",
     "git -C /config commit -m x",
+    "git apply /state/p",
+    "git cherry-pick --strategy-option=ours x",
     "git --no-pager log",
     "git log --format='%H %s' -- 'a b.txt'",
     "git log -S'!important'",
@@ -183,6 +185,20 @@ REFUSED = [
     ("git archive --out=x HEAD", "--out=x"),
     ("git log --output=x", "--output=x"),
     ("git clone -c core.fsmonitor=id . x", "-c"),
+    ("git ls-remote --exec='touch zz; git-upload-pack' /config", "--exec=touch zz"),
+    ("git reflog --format='[diff] external = id' --output=.git/config", "--output=.git/config"),
+    ("git diff-index --outp .git/config HEAD", "--outp"),
+    ("git whatchanged --ext-diff", "--ext-diff"),
+    ("git init --separate-git-dir=/state/settings x", "--separate-git-dir"),
+    ("git clone --sep /state/settings /config x", "--sep"),
+    ("git init --bare x", "--bare"),
+    ("git clone --mirror /config x", "--mirror"),
+    ("git -C x --bare diff", "--bare"),
+    ("git -C /config/.git apply /state/p", "'/config/.git apply'"),
+    ("git -C x/.GIT log", "x/.GIT"),
+    ("git -C link apply /state/p", "'apply'"),
+    ("git cherry-pick --strategy=foo x", "--strategy=foo"),
+    ("cd /config/.git && git apply /state/p", "'cd /config/.git'"),
     ("git fetch ext::sh", "ext::sh"),
     ("git submodule foreach id", "submodule"),
     ("git difftool", "difftool"),
@@ -240,6 +256,12 @@ def test_a_star_alone_allows_any_program_but_names_no_launcher_and_no_path(comma
 
 def test_a_deny_pattern_also_catches_a_program_called_by_its_path() -> None:
     assert not policy(("/bin/rm *",), ("rm *",)).decide_command("/bin/rm x").allowed
+
+
+def test_gits_own_folder_is_no_place_to_go_unless_a_pattern_says_so() -> None:
+    assert policy(("cd *",), ()).decide_command("cd /config").allowed
+    assert not policy(("cd *",), ()).decide_command("cd /config/.git").allowed
+    assert policy(("cd /config/.git",), ()).decide_command("cd /config/.git").allowed
 
 
 def test_no_pattern_means_no_shell() -> None:
