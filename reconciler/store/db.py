@@ -181,6 +181,7 @@ class Database:
             undo.push_async_callback(writer.close)
             version = await migrate.check(writer, path, folder)
             # Only now: to switch a foreign file to WAL would change it.
+            migrate.close_to_others(path)
             await writer.execute("PRAGMA journal_mode = WAL")
             await writer.execute(f"PRAGMA synchronous = {synchronous}")
             await migrate.migrate(writer, path, folder, version, now)
@@ -243,6 +244,7 @@ class Database:
 
     async def backup(self, target: Path) -> None:
         """A consistent copy of the live file by SQLite's online backup."""
+        migrate.create_private(target)
         async with aiosqlite.connect(target) as copy:
             await self._writer.backup(copy)
 
@@ -274,8 +276,10 @@ async def _finish(work: Coroutine[Any, Any, None]) -> None:
 async def _connect(path: Path, mode: str) -> aiosqlite.Connection:
     uri = f"file:{quote(str(path))}?mode={mode}"
     try:
+        if mode == "rwc":
+            migrate.create_private(path)
         connection = await aiosqlite.connect(uri, uri=True, isolation_level=None)
-    except sqlite3.OperationalError as error:
+    except (OSError, sqlite3.OperationalError) as error:
         raise OperatorError(f"cannot open {path}: {error}", hint="look at its owner and mode") from error
     try:
         connection.row_factory = aiosqlite.Row

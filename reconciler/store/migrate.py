@@ -5,7 +5,9 @@ history.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +18,23 @@ from reconciler.errors import OperatorError, PermanentError
 
 APPLICATION_ID = 0x48495645  # "HIVE"
 MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def create_private(path: Path) -> None:
+    """Make the file, empty and its owner's alone whatever the umask; nothing if it exists.
+
+    Never opens one that exists: closing it again would drop the locks of this process's connections.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, flags, 0o600))
+
+
+def close_to_others(path: Path) -> None:
+    """Take a database and the files beside it from everybody but its owner."""
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).chmod(0o600)
 
 
 async def check(connection: aiosqlite.Connection, path: Path, folder: Path) -> int:
@@ -69,6 +88,7 @@ async def migrate(
     steps = _scripts(folder)[version:]
     if steps and version:
         copy = path.with_name(f"{path.name}.before-{version + 1}-{int(now())}")
+        create_private(copy)
         async with aiosqlite.connect(copy) as target:
             await connection.backup(target)
     for step in steps:

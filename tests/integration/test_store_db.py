@@ -180,6 +180,32 @@ async def test_a_path_with_marks_of_an_address_is_just_a_path(tmp_path: Path) ->
     assert (tmp_path / "50% ?mode=memory#x" / "state.db").exists()
 
 
+async def test_databases_and_copies_are_their_owners_alone_whatever_the_umask(
+    tmp_path: Path, next_release: Path
+) -> None:
+    second = next_release / "state" / "0002_second.sql"
+    later = second.read_text()
+    second.unlink()
+    before = os.umask(0)
+    try:
+        database = await opened(tmp_path / "x" / "state.db")
+        async with database.transaction() as tx:
+            await add(tx, "ann")
+        assert {path.name for path in (tmp_path / "x").iterdir()} >= {"state.db", "state.db-wal"}
+        await database.backup(tmp_path / "x" / "copy.db")
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "x").iterdir()}
+        assert set(modes.values()) == {0o600}, modes
+        (tmp_path / "x" / "state.db").chmod(0o644)  # as an earlier release left it
+        await database.close()
+        second.write_text(later)
+        await (await opened(tmp_path / "x" / "state.db")).close()
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "x").iterdir()}
+    assert any(name.startswith("state.db.before-2") for name in modes)
+    assert set(modes.values()) == {0o600}, modes
+
+
 async def test_a_script_without_an_end_is_refused() -> None:
     with pytest.raises(PermanentError, match="middle of a statement"):
         migrate.statements("CREATE TABLE a (b INTEGER);\nCREATE TABLE c (\n")
