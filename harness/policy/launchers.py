@@ -73,7 +73,7 @@ _GIT_KNOWN = _words(
 )
 # Of any subcommand: what writes a file of any content (`.git/config` names programs), or starts a program.
 _GIT_ANY_FORMS = ("--output", "--ext-diff", "--upload-pack", "--receive-pack", "--exec")
-# Also what makes a repository with its settings in a folder that is not `.git`: the file tools could edit them.
+# Also what keeps settings in a folder that is not `.git`, where the file tools could edit them.
 _GIT_FORMS: dict[str, tuple[str, ...]] = {
     "archive": ("-o", "--remote"),
     "cherry-pick": ("--strategy",),
