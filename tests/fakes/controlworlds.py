@@ -1,5 +1,7 @@
-"""Worlds for the fake control API: a believable hive, an empty one, one of 300 agents, one of hostile
-text."""
+"""Worlds for the fake control API: a believable hive, an empty one, one of 300 agents, a hostile one.
+
+Long because it is data: what is said in these worlds is what the pages are judged by.
+"""
 
 from __future__ import annotations
 
