@@ -1,4 +1,4 @@
-"""How risky one setting is when it grows: the rules behind the table of options in docs/architecture.md.
+"""How risky one setting is when it grows: the rules behind the table of options in docs/agent-nix.md.
 
 Pure. Each rule answers with a risk and the reason that the approval page shows beside it. Where a rule cannot
 know (an unknown model, a pattern with a wildcard for a program) it takes the worse class.

@@ -28,8 +28,16 @@ class _Part(BaseModel):
 class BashPolicy(_Part):
     """Patterns in Claude Code's `Bash(...)` grammar; an empty `allow` means no shell."""
 
-    allow: list[Pattern] = Field(default=[], max_length=200)
-    deny: list[Pattern] = Field(default=[], max_length=200)
+    allow: list[Pattern] = Field(
+        default=[],
+        max_length=200,
+        description="Shell commands that may run, as Claude Code patterns; empty: no shell.",
+    )
+    deny: list[Pattern] = Field(
+        default=[],
+        max_length=200,
+        description="Shell commands that may not run although a pattern allows them.",
+    )
 
     @field_validator("allow", "deny")
     @classmethod
@@ -48,12 +56,16 @@ class BashPolicy(_Part):
 class ToolsPolicy(_Part):
     """Built-in tools offered to the model, and server-side tools and betas that the gateway lets pass."""
 
-    allow: list[Literal["Read", "Edit", "Write", "Glob", "Grep", "NotebookEdit"]] = ["Read", "Edit", "Write"]
-    server: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,80}$")]] = []
+    allow: list[Literal["Read", "Edit", "Write", "Glob", "Grep", "NotebookEdit"]] = Field(
+        default=["Read", "Edit", "Write"], description="Built-in tools offered to the model."
+    )
+    server: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,80}$")]] = Field(
+        default=[], description="Server-side tools and betas that the gateway lets pass."
+    )
 
 
 class UidMap(_Part):
-    """First host uid of the agent's range of 65536; None: assigned by the host when the agent is created."""
+    """First host uid of the agent's range of 65536; null: assigned by the host when the agent is created."""
 
     base: Annotated[int, Field(ge=65536, multiple_of=65536, le=4294836224)] | None = None
 
@@ -71,10 +83,14 @@ class SendPolicy(_Part):
 
 
 class Budget(_Part):
-    """Limits that the gateway holds; None: no limit of the agent's own."""
+    """Limits that the gateway holds; null: no limit of the agent's own."""
 
-    usdPerDay: Annotated[float, Field(gt=0, le=100_000)] | None = None
-    tokensPerTurn: Annotated[int, Field(gt=0, le=1_000_000_000)] | None = None
+    usdPerDay: Annotated[float, Field(gt=0, le=100_000)] | None = Field(
+        default=None, description="Dollars a day of the host's local time; null: no limit of the agent's own."
+    )
+    tokensPerTurn: Annotated[int, Field(gt=0, le=1_000_000_000)] | None = Field(
+        default=None, description="Tokens a turn: input, output and cache writes; null: no limit."
+    )
 
 
 class McpServer(_Part):
@@ -89,10 +105,16 @@ class McpServer(_Part):
 class Limits(_Part):
     """Bounds of the container: bytes with a suffix, CPU in percent of one core, number of tasks."""
 
-    memoryMax: Annotated[str, Field(pattern=SIZE_PATTERN)] = "4G"
-    cpuQuota: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}%$")] = "200%"
-    tasksMax: Annotated[int, Field(ge=16, le=65536)] = 512
-    diskMax: Annotated[str, Field(pattern=SIZE_PATTERN)] = "10G"
+    memoryMax: str = Field(default="4G", pattern=SIZE_PATTERN, description="Memory of the container.")
+    cpuQuota: str = Field(
+        default="200%",
+        pattern=r"^[1-9][0-9]{0,4}%$",
+        description="Processor time of the container, in percent of one core.",
+    )
+    tasksMax: int = Field(default=512, ge=16, le=65536, description="Processes and threads of the container.")
+    diskMax: str = Field(
+        default="10G", pattern=SIZE_PATTERN, description="Size of what the agent may write to disk."
+    )
 
 
 class Compact(_Part):
