@@ -211,7 +211,9 @@ class ApprovalService:
         decided = []
         if row.decided_at is not None:
             note = f": {row.note}" if row.note else ""
-            text = f"{row.decided_by} decided: {row.state}{note}"
+            ended = row.state in {ProposalState.DENIED, ProposalState.CANCELLED}
+            did = row.state if ended else "approved"
+            text = f"{row.decided_by} {did}{note}"
             decided = [
                 api.Cause(at=stamp(row.decided_at), kind="approval", text=text, ref=f"proposal {row.id}")
             ]

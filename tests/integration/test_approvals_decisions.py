@@ -313,7 +313,7 @@ async def test_why_names_the_turn_and_the_message_behind_a_proposal(world: World
     why = await world.service.why(number)
     assert why.agent == "smith"
     assert [(cause.kind, cause.text) for cause in why.chain] == [
-        ("approval", "operator:alice decided: denied: no"),
+        ("approval", "operator:alice denied: no"),
         ("proposal", f"hm1nd proposed {(await world.get(number)).commit[:12]} for smith: as asked"),
         ("turn", "hm1nd ran turn 1"),
         ("message", "operator wrote: give smith opus"),
