@@ -78,7 +78,7 @@ def _agent_table(items: list[Json], console: Console) -> None:
 
 def _context(agent: Json) -> str:
     used, window = agent["context"]["used"], agent["context"]["window"]
-    return f"{100 * used // window} %" if used is not None and window else ""
+    return f"{round(100 * used / window)}%" if used is not None and window else ""
 
 
 def _agent_fields(agent: Json, console: Console) -> None:
