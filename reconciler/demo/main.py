@@ -115,8 +115,10 @@ def _prepare(options: Options) -> Plan:
     """Checks, installs, and fills the demo's folder."""
     credential = read_credential(options.token_file, os.environ.pop("ANTHROPIC_API_KEY", ""))
     terminal.say(terminal.paint("hyperhive demo", "1"))
-    with terminal.step("checks"):
+    with terminal.step("checks") as at:
         found = checks.problems(options.place, options.port)
+        if found:
+            at.result = terminal.paint("failed", "31")
     if found:
         for problem in found:
             terminal.complain(problem.what, problem.remedy)
@@ -238,10 +240,10 @@ def _show(world: World, happening: Happening) -> None:
     details = happening.details
     match happening.event:
         case "ended":
-            log = _tail(world.place.state / "log" / f"{happening.service}.log", 400).splitlines()[-1:]
+            last = last_words(world.place.state / "log" / f"{happening.service}.log")
             terminal.say(
                 f"  {happening.service} {details['how']}, starting it again in {details['again_in_s']} s"
-                + (f": {log[0]}" if log else "")
+                + (f": {last}" if last else "")
             )
         case "gone":
             raise PermanentError("the demo's world ended by itself", hint=str(details["stderr"]))
@@ -276,6 +278,12 @@ def _tail(path: Path, limit: int = _LOG_TAIL_BYTES) -> str:
         return path.read_bytes()[-limit:].decode(errors="replace").strip()
     except OSError:
         return f"{path} is not there"
+
+
+def last_words(log: Path) -> str:
+    """The last line of a service's log if it may say what went wrong, "" if it is an ordinary one."""
+    line = "".join(_tail(log, 400).splitlines()[-1:])
+    return "" if line.endswith("}") and '"level": "info"' in line else line
 
 
 def _short(path: Path) -> str:

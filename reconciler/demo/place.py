@@ -66,11 +66,15 @@ class Place:
         return self.root / "root"
 
     def is_free_or_ours(self) -> bool:
-        """Whether we may write here: absent, empty, or marked."""
+        """Whether we may write here: absent, empty, or marked. `OperatorError` if we may not even look."""
         if not os.path.lexists(self.root):
             return True
         if not self.root.is_dir():
             return False
+        if not os.access(self.root, os.R_OK | os.X_OK):
+            raise OperatorError(
+                f"{self.root} is closed to uid {os.geteuid()}", hint="a demo belongs to root: use sudo"
+            )
         return self.marker.is_file() or not any(self.root.iterdir())
 
     def make(self) -> None:

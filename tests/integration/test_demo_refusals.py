@@ -61,6 +61,7 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 def test_a_taken_port_is_refused_with_another_one_named(tmp_path: Path, taken_port: int) -> None:
     done = run(*DEMO, demo_dir=tmp_path / "demo", port=taken_port)
     refused(done, f"127.0.0.1:{taken_port} cannot be used", f"HIVE_PORT={taken_port + 1} make demo")
+    assert done.stdout.split()[-2:] == ["checks", "failed"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -78,6 +79,11 @@ def test_a_user_who_is_not_root_is_refused(tmp_path: Path) -> None:
     done = run(*argv, demo_dir=copy / ".demo", PYTHONPATH=str(copy))
     refused(done, "needs root", "uid 65534", "sudo make demo")
     assert sorted(copy.rglob("*")) == before
+    if os.geteuid() == 0:  # root's demo is there already, and closed to others
+        Place.of(str(copy / ".demo")).make()
+        refused(run(*argv, demo_dir=copy / ".demo", PYTHONPATH=str(copy)), "is closed to uid 65534")
+        done = run(*argv, "--reset", demo_dir=copy / ".demo", PYTHONPATH=str(copy))
+        refused(done, "is closed to uid 65534", "sudo")
 
 
 @needs_root

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.demo.main import read_credential
+from reconciler.demo.main import last_words, read_credential
 from reconciler.demo.place import Place, start_time, sync_source
 from reconciler.errors import OperatorError
 
@@ -122,3 +122,19 @@ def test_a_key_and_a_token_are_told_apart_and_not_shown(text: str, kind: str) ->
 def test_no_key_means_the_scripted_model() -> None:
     assert read_credential(None, "") is None
     assert read_credential(None, " \n") is None
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ('{"event": "step", "level": "info"}\n', ""),
+        ('{"event": "step", "level": "info"}\nKeyError: 3\n', "KeyError: 3"),
+        ('{"event": "x", "level": "error"}\n', '{"event": "x", "level": "error"}'),
+        ("", ""),
+    ],
+)
+def test_an_ordinary_line_of_a_log_does_not_say_why_a_service_ended(
+    tmp_path: Path, log: str, words: str
+) -> None:
+    (tmp_path / "x.log").write_text(log)
+    assert last_words(tmp_path / "x.log") == words
