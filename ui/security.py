@@ -96,7 +96,10 @@ async def check_origin(request: web.Request, handler: Handler) -> web.StreamResp
 
 
 def _is_own(request: web.Request, origin: str) -> bool:
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:  # no address at all, such as `http://[`
+        return False
     scheme = "https" if request.app[SETTINGS].secure else "http"
     return parts.scheme == scheme and parts.netloc.lower() == request.headers.get(hdrs.HOST, "").lower()
 
@@ -133,6 +136,8 @@ async def read_form(request: web.Request, handler: Handler) -> web.StreamRespons
     form = parse_form(request.content_type, body)
     request[FORM] = form
     if not _LOGIN.fullmatch(request.path):
+        if VISITOR not in request:  # an open page, and none of those takes forms
+            raise OperatorError("you are not logged in", code="unauthenticated")
         given = form.get("csrf", [""])[0]
         if not compare_digest(given.encode(), request[VISITOR].session.csrf.encode()):
             raise OperatorError(

@@ -116,6 +116,7 @@ async def test_the_names_of_this_machine_are_ours(browser: Browser, name: str) -
         ({"Sec-Fetch-Site": "", "Origin": ""}, False),
         ({"Sec-Fetch-Site": "", "Origin": "http://localhost:1"}, False),
         ({"Sec-Fetch-Site": "", "Origin": "https://localhost"}, False),
+        ({"Sec-Fetch-Site": "", "Origin": "http://["}, False),
     ],
 )
 async def test_a_form_of_another_site_is_refused(
@@ -126,6 +127,14 @@ async def test_a_form_of_another_site_is_refused(
     answer = await browser.post("/messages", data, headers=sent)
     assert answer.status == (303 if allowed else 403)
     assert len(browser.ui.fake.calls) == (1 if allowed else 0)
+
+
+@pytest.mark.parametrize("path", ["/login", "/static/x/app.js", "/favicon.ico"])
+async def test_a_form_to_an_open_page_is_refused_and_no_bug(
+    ui: RunningUi, http: aiohttp.ClientSession, path: str
+) -> None:
+    answer = await Browser(ui, http, None).post(path, {"csrf": ""})
+    assert answer.status == 401
 
 
 @pytest.mark.parametrize("path", WRITES)
