@@ -170,6 +170,18 @@ async def test_an_empty_hive_says_how_to_make_the_first_thing(opened: Opened) ->
     assert "No open question" in pages["/questions"]
 
 
+async def test_a_message_is_in_the_same_state_on_its_own_page_as_in_the_list(opened: Opened) -> None:
+    async with opened(believable) as browser:
+        world = browser.ui.fake.world
+        words = {"queued": "waiting", "leased": "in turn", "acked": "taken", "read": "read"}
+        for message in world.messages:
+            is_seen = message.state in {"read", "acked"}
+            word = ("read" if is_seen else "unread") if message.to == "operator" else words[message.state]
+            text = await (await browser.get(f"/messages/{message.id}")).text()
+            head = text[text.index('class="letter-head"') :]
+            assert word in re.sub(r"<[^>]+>", "", head[: head.index("</p>")])
+
+
 async def test_300_agents_are_one_page_and_can_be_filtered_without_a_script(opened: Opened) -> None:
     async with opened(many) as browser:
         text = await (await browser.get("/")).text()
