@@ -197,7 +197,10 @@ class GatewayClient:
                     self.problems.pop(agent, None)
                 except HiveError as error:
                     if self.problems.get(agent) != error.message:
-                        log.warning("gateway.agent_not_served", agent=agent, error=error.message)
+                        # After a start of the host the first pass makes the directory, in a moment.
+                        is_early = not self._socket_path(agent).parent.is_dir()
+                        tell = log.info if is_early else log.warning
+                        tell("gateway.agent_not_served", agent=agent, error=error.message)
                     self.problems[agent] = error.message
 
     async def _set(self, connection: _Connection, policy: AgentPolicy) -> None:

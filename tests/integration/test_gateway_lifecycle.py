@@ -11,10 +11,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
 import pytest
+import structlog
 from aiohttp import web
 
 from reconciler.errors import TemporaryError
@@ -95,12 +97,11 @@ async def test_hived_brings_the_gateway_to_exactly_what_shall_be(lab: Lab) -> No
 
 
 async def test_an_agent_without_a_run_directory_is_a_problem_of_its_own_until_there_is_one(lab: Lab) -> None:
-    async with (
-        lab.scripted({"text": "hi"}),
-        lab.gateway(),
-        lab.client(policy("scout"), policy("late")) as client,
-    ):
+    async with lab.scripted({"text": "hi"}), lab.gateway(), AsyncExitStack() as stack:
+        with structlog.testing.capture_logs() as logged:
+            client = await stack.enter_async_context(lab.client(policy("scout"), policy("late")))
         assert list(client.problems) == ["late"]
+        assert {line["log_level"] for line in logged} == {"info"}
         assert (await lab.ask()).status == 200
         lab.agent_folder("late")
         await client.configure([policy("scout"), policy("late")])
