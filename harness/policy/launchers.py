@@ -17,7 +17,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 # Programs that exist to run another command or a script: a pattern must begin with their name.
-_PROGRAMS = _words(
+PROGRAMS = _words(
     """
     ash awk bash builtin busybox chroot chrt command cpulimit csh dash doas emacs env eval exec expect
     fakeroot fish flock gawk gdb ionice ksh ld.so lua man mawk nawk nice node nohup npx nsenter parallel
@@ -29,7 +29,7 @@ _PROGRAMS = _words(
 
 # Options (and words) that start programs or change which program is started. A long option also counts when
 # it is abbreviated or has `=value`; a short one also inside a cluster (`-xIfoo`).
-_FORMS: dict[str, tuple[str, ...]] = {
+FORMS: dict[str, tuple[str, ...]] = {
     "find": ("-exec", "-execdir", "-ok", "-okdir", "-delete", "-fprint", "-fprint0", "-fprintf", "-fls"),
     "fd": ("-x", "-X", "--exec", "--exec-batch"),
     "fdfind": ("-x", "-X", "--exec", "--exec-batch"),
@@ -72,9 +72,9 @@ _GIT_KNOWN = _words(
     """
 )
 # Of any subcommand: what writes a file of any content (`.git/config` names programs), or starts a program.
-_GIT_ANY_FORMS = ("--output", "--ext-diff", "--upload-pack", "--receive-pack", "--exec")
+GIT_ANY_FORMS = ("--output", "--ext-diff", "--upload-pack", "--receive-pack", "--exec")
 # Also what keeps settings in a folder that is not `.git`, where the file tools could edit them.
-_GIT_FORMS: dict[str, tuple[str, ...]] = {
+GIT_FORMS: dict[str, tuple[str, ...]] = {
     "archive": ("-o", "--remote"),
     "cherry-pick": ("--strategy",),
     "clone": ("-c", "--config", "-u", "--template", "--separate-git-dir", "--bare", "--mirror"),
@@ -95,9 +95,9 @@ def launching_words(words: Sequence[str]) -> tuple[str, ...]:
         return _git(words)
     if name == "cd":
         return tuple(word for word in words[1:] if _is_in_git_folder(word))
-    if name in _PROGRAMS or name.startswith(("python3.", "perl5", "lua5", "ld-linux", "git-")):
+    if name in PROGRAMS or name.startswith(("python3.", "perl5", "lua5", "ld-linux", "git-")):
         return (words[0],)
-    forms = _FORMS.get(name, ())
+    forms = FORMS.get(name, ())
     old_style = {words[1]} if name == "tar" and len(words) > 1 and words[1][:1] != "-" else set()
     return tuple(word for word in words[1:] if _is_one_of(f"-{word}" if word in old_style else word, forms))
 
@@ -126,7 +126,7 @@ def _git(words: Sequence[str]) -> tuple[str, ...]:
         found += [word for word in elsewhere if _is_in_git_folder(word)]
         if elsewhere and subcommand == "apply":
             found.append(subcommand)
-        forms = _GIT_ANY_FORMS + _GIT_FORMS.get(subcommand, ())
+        forms = GIT_ANY_FORMS + GIT_FORMS.get(subcommand, ())
         found += [word for word in words[at + 1 :] if _is_one_of(word, forms)]
         found += [word for word in words[at + 1 :] if word.startswith("ext::")]
     return tuple(found)

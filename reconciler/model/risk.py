@@ -16,28 +16,47 @@ from reconciler.model.states import RISK_ORDER, Risk
 INTERPRETERS = frozenset({
     "ash", "awk", "bash", "bun", "busybox", "csh", "dash", "deno", "emacs", "ex", "expect", "fish",
     "gawk", "ghci", "groovy", "irb", "ipython", "java", "jshell", "julia", "ksh", "lua", "luajit", "m4",
-    "mawk", "node", "nodejs", "nu", "ocaml", "octave", "perl", "php", "pwsh", "python", "r", "rscript",
-    "ruby", "scala", "sed", "sh", "tclsh", "vi", "view", "vim", "nvim", "wish", "zsh",
+    "mawk", "nawk", "node", "nodejs", "nu", "ocaml", "octave", "perl", "php", "pwsh", "pypy", "python", "r",
+    "rbash", "rscript", "ruby", "scala", "sed", "sh", "tclsh", "vi", "view", "vim", "nvim", "wish", "zsh",
 })  # fmt: skip
 # Programs that run another program named in their arguments or in a file of the work tree.
 LAUNCHERS = frozenset({
-    ".", "at", "batch", "bazel", "builtin", "bundle", "cargo", "chroot", "cmake", "command", "composer",
-    "crontab", "doas", "docker", "entr", "env", "eval", "exec", "flock", "gdb", "go", "gradle", "ionice",
-    "just", "ld.so", "ltrace", "make", "mvn", "ninja", "nice", "nix-shell", "nohup", "npm", "npx",
-    "nsenter", "parallel", "pip", "pipx", "pnpm", "podman", "pytest", "rake", "rsync", "runuser",
-    "screen", "script", "setarch", "setpriv", "setsid", "source", "ssh", "stdbuf", "strace", "su", "sudo",
-    "systemd-run", "time", "timeout", "tmux", "tox", "trap", "unshare", "uv", "uvx", "watch", "xargs",
-    "yarn",
+    ".", "alias", "at", "batch", "bazel", "builtin", "bundle", "cargo", "chroot", "chrt", "cmake", "command",
+    "composer", "cpulimit", "crontab", "doas", "docker", "enable", "entr", "env", "eval", "exec", "fakeroot",
+    "flock", "gdb", "go", "gradle", "hash", "ionice", "just", "ld.so", "ltrace", "make", "man", "mvn",
+    "ninja", "nice", "nix-shell", "nohup", "npm", "npx", "nsenter", "parallel", "pip", "pipx", "pkexec",
+    "pnpm", "podman", "pytest", "rake", "rsync", "run-parts", "runuser", "screen", "script", "set",
+    "setarch", "setpriv", "setsid", "shopt", "socat", "source", "ssh", "start-stop-daemon", "stdbuf",
+    "strace", "su", "sudo", "systemd-run", "taskset", "time", "timeout", "tmux", "tox", "trap", "unshare",
+    "uv", "uvx", "watch", "xargs", "yarn",
 })  # fmt: skip
-# First arguments by which an otherwise plain program runs what the caller writes.
+# First arguments by which an otherwise plain program runs what the caller writes, or what a file names that
+# the caller can write so. Whatever harness/policy/launchers.py wants to be spelled out is among them.
 _LAUNCHING_ARGUMENTS = {
-    "find": re.compile(r"-(exec|execdir|ok|okdir|fprint0?|fprintf|fls)\b"),
+    "curl": re.compile(r"(^| )(-K|--config)\b"),
+    "fd": re.compile(r"(^| )(-x|-X|--exec)\b"),
+    "fdfind": re.compile(r"(^| )(-x|-X|--exec)\b"),
+    "find": re.compile(r"-(exec|execdir|ok|okdir|delete|fprint0?|fprintf|fls)\b"),
     "git": re.compile(
-        r"(^| )(-c|--config-env|--exec-path|-C|config|filter-branch|bisect|submodule|difftool|mergetool)\b"
+        r"(^| )(-c|--config-env|--exec|-C|config|filter-branch|bisect|submodule|difftool|mergetool"
+        r"|--(bare|config|ext-diff|mirror|open-files-in-pager|output|receive-pack|remote|separate-git-dir"
+        r"|strategy|template|upload-pack))\b"
+        r"|\b((archive|format-patch) (.* )?-o|clone (.* )?-u|grep (.* )?-O|(merge|pull|rebase) (.* )?-s"
+        r"|rebase (.* )?-x)\b"
     ),
-    "nix": re.compile(r"(^| )(run|shell|develop|--impure|repl)\b"),
-    "tar": re.compile(r"--(checkpoint-action|to-command|use-compress-program)|(^| )-I\b"),
+    "nix": re.compile(
+        r"(^| )(run|shell|develop|repl|fmt|upgrade-nix|edit|daemon|copy|--(impure|option|builders"
+        r"|[a-z-]+-hook|(extra-)?plugin-files|(eval-)?store|accept-flake-config|editor))\b"
+    ),
+    "rg": re.compile(r"(^| )--(pre|hostname-bin)\b"),
     "sort": re.compile(r"--compress-program"),
+    "split": re.compile(r"(^| )--filter\b"),
+    "tar": re.compile(
+        r"--(checkpoint-action|to-command|use-compress-program|info-script|new-volume-script|rsh-command"
+        r"|rmt-command)|(^| )-[IF]\b"
+    ),
+    "wget": re.compile(r"(^| )(-e|--execute|--config|--use-askpass)\b"),
+    "zip": re.compile(r"(^| )(-TT?|--unzip-command)\b"),
 }
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _VERSION = re.compile(r"[-0-9.]+$")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from harness.policy import launchers
 from reconciler.model.changes import setting_changes
 from reconciler.model.risk import bash_risk, family, highest, is_allowed_model, is_cheaper, model_risk
 from reconciler.model.spec import Budget, Limits, Spec
@@ -105,3 +106,14 @@ def test_what_does_not_show_is_made_visible() -> None:
     assert visible("a\u202eb\u200bc\0\x1b[1m\x7f\u00a0\ttab") == "a⟨U+202E⟩b⟨U+200B⟩c␀␛[1m␡⟨U+00A0⟩\ttab"
     assert visible("grüße → 日本") == "grüße → 日本"
     assert visible("\ufe0f\U000e0041\u3164\udc80") == "\ufe0f⟨U+E0041⟩⟨U+3164⟩⟨U+DC80⟩"
+
+
+def test_what_the_harness_calls_a_launcher_is_shown_as_dangerous() -> None:
+    """A pattern that spells out such a form lets anything run: the operator must not read `elevated`."""
+    forms = {f"{program} {option}" for program, options in launchers.FORMS.items() for option in options}
+    forms |= {f"git {name} {option}" for name, options in launchers.GIT_FORMS.items() for option in options}
+    forms |= {f"git ls-remote {option}=x" for option in launchers.GIT_ANY_FORMS}
+    patterns = sorted(f"{text} *" for text in launchers.PROGRAMS | forms)
+    assert [text for text in patterns if bash_risk(text)[0] is not Risk.DANGEROUS] == []
+    for text in ("git *", "git commit -s *", "git push -u origin *", "nix build .*", "rg *", "nix store gc"):
+        assert bash_risk(text)[0] is Risk.ELEVATED, text
