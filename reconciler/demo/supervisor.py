@@ -99,6 +99,7 @@ class Supervisor:
         service = member.service
         member.started_at = time.monotonic()
         with _log_file(service.name).open("ab") as log:
+            os.fchmod(log.fileno(), 0o600)  # what hived says is not for the other services
             try:
                 member.process = subprocess.Popen(
                     service.argv,
@@ -174,7 +175,7 @@ class Supervisor:
         """Bounds every log to twice the limit: one file in use (opened for appending) and one before it."""
         for path in _LOGS.iterdir():
             if path.suffix != ".old" and path.stat().st_size > _LOG_LIMIT_BYTES:
-                shutil.copyfile(path, f"{path}.old")
+                shutil.copy(path, f"{path}.old")  # with its mode
                 os.truncate(path, 0)
 
 

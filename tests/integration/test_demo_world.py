@@ -157,6 +157,12 @@ def test_only_the_gateway_reads_the_credential(world: World) -> None:
     assert SECRET not in inside(world, processes)
 
 
+def test_a_service_cannot_read_the_logs_of_another(world: World) -> None:
+    log = f"{services.STATE}/log/nix-daemon.log"
+    inside(world, f"test -f {log}")
+    assert world.try_run(["cat", log], user=services.UI).returncode != 0
+
+
 def test_the_state_honours_no_setuid_bit_and_no_device(world: World) -> None:
     options = inside(world, "grep ' /var/lib/hyperhive ' /proc/self/mounts").split()[3].split(",")
     assert {"nosuid", "nodev"} <= set(options)
