@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconciler.demo import install
+from reconciler.demo import install, services
 from reconciler.demo.place import Place, foreign, running
 from reconciler.errors import OperatorError
 
@@ -64,6 +65,12 @@ def _machine() -> Iterator[Problem]:
             "user namespaces are switched off (user.max_user_namespaces is 0)",
             "switch them on: sysctl user.max_user_namespaces=10000",
         )
+    elif os.geteuid() == 0 and not _others_may_make_user_namespaces():
+        yield Problem(
+            "unprivileged users may make no user namespaces here, and proposals are examined in one",
+            "allow it: sysctl kernel.unprivileged_userns_clone=1 (Debian),\n"
+            "sysctl kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu); it is never allowed in a chroot",
+        )
 
 
 def _tools() -> Iterator[Problem]:
@@ -81,7 +88,12 @@ def _tools() -> Iterator[Problem]:
 
 
 def _folder(place: Place) -> Iterator[Problem]:
-    if not place.is_free_or_ours():
+    try:
+        is_usable = place.is_free_or_ours()
+    except OperatorError as refusal:
+        yield Problem(refusal.message, refusal.hint)
+        return
+    if not is_usable:
         error = foreign(place)
         yield Problem(error.message, error.hint)
         return
@@ -123,6 +135,16 @@ def _has_capability(number: int) -> bool:
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> number & 1)
     return False
+
+
+def _others_may_make_user_namespaces() -> bool:
+    """Tried as the build user's number; True if the tools for trying are not there."""
+    become = [f"--reuid={services.BUILD.uid}", f"--regid={services.BUILD.uid}", "--clear-groups"]
+    try:
+        argv = ["setpriv", *become, "--", "unshare", "--user", "true"]
+        return subprocess.run(argv, capture_output=True, check=False, timeout=10).returncode == 0
+    except FileNotFoundError:
+        return True
 
 
 def _number(path: str) -> int | None:
