@@ -187,7 +187,9 @@ def _bring_up(world: World, options: Options, plan: Plan) -> None:
             at.result = ", ".join(name for name, _ in seed.AGENTS)
     with terminal.step("agents") as at:
         late = seed.wait_until_at_work(world, at.tick)
-        at.result = f"not at work yet: {', '.join(late)}" if late else "at work"
+        at.result = f"not at work yet: {', '.join(late)}; see `hive proposals`" if late else "at work"
+    if not late:
+        seed.mark(world)
     terminal.say()
     terminal.say(f"  open      {terminal.paint(_login_link(world), '1')}")
     terminal.say(

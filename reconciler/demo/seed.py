@@ -19,6 +19,7 @@ AGENTS = (
 )
 _MARKER = "seeded"
 _READY_S = 60.0
+_SEED_S = 60.0
 _TICK_S = 0.1
 _AT_WORK = frozenset({"idle", "thinking", "compacting", "napping"})
 
@@ -29,13 +30,42 @@ def is_seeded(world: World) -> bool:
 
 
 def seed(world: World, tell: Callable[[str], None]) -> None:
-    """Creates the agents that are not there yet (a first run may have been interrupted) and remembers it."""
-    there = {agent["name"] for agent in agents(world)}
+    """Gets a first commit of every agent approved, from wherever an interrupted run left it; `PermanentError`
+    if that takes too long. Remember it by `mark` when they are at work."""
+    until = time.monotonic() + _SEED_S
     for name, arguments in AGENTS:
-        if name not in there:
+        while _step(world, name, arguments, tell):
+            if time.monotonic() > until:
+                raise PermanentError(
+                    f"{name} was not on its way within {_SEED_S:.0f} s",
+                    hint=f"see {world.place.state}/log/hived.log; the next run goes on from here",
+                )
+            time.sleep(_TICK_S)
+
+
+def mark(world: World) -> None:
+    """Remembers that the first run is over."""
+    (world.place.state / _MARKER).touch()
+
+
+def _step(world: World, name: str, arguments: tuple[str, ...], tell: Callable[[str], None]) -> bool:
+    """What is to be done next for an agent, if anything; False when its proposal is on its way by itself."""
+    proposals: list[dict[str, Any]] = control.get(world, f"/v1/proposals?agent={name}")["items"]
+    newest = proposals[0] if proposals else {"state": ""}
+    match newest["state"]:
+        case "examining":
+            tell(f"examining {name}")
+        case "pending":
+            world.run((*HIVE, "approve", str(newest["id"]), "--yes"))
+        case "approved" | "building" | "activating" | "deployed":
+            return False
+        case _ if any(agent["name"] == name for agent in agents(world)):
+            tell(f"trying {name} again")
+            world.run((*HIVE, "propose", name, newest["commit"], "--approve", "--yes"))
+        case _:
             tell(f"creating {name}")
             world.run((*HIVE, "new", name, *arguments, "--approve"))
-    (world.place.state / _MARKER).touch()
+    return True
 
 
 def agents(world: World) -> list[dict[str, Any]]:
