@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import structlog
 
 from harness import wire
@@ -13,7 +15,7 @@ from reconciler.errors import AgentError, OperatorError
 from reconciler.model.names import MANAGER, OPERATOR, SYSTEM, AgentName
 from reconciler.services import Actor
 from reconciler.store import agents, messages
-from reconciler.store.db import Tx
+from reconciler.store.db import Row, Tx
 from reconciler.store.messages import NewMessage
 
 log = structlog.get_logger("broker")
@@ -62,7 +64,7 @@ class Sending:
         async with self._core.store.state.transaction() as tx:
             known = await messages.with_key(tx, agent, request.key)
             if known:
-                if any(row["body"] != body for row in known):
+                if not _is_repeat(known, request.to, body):
                     raise AgentError("that key was given to another message", code="conflict")
                 return wire.Sent(ids=[row["id"] for row in known])
             everybody = await roster(tx)
@@ -94,13 +96,20 @@ class Sending:
         must_be_operator(actor)
         body = checked_body(request.body, OperatorError)
         async with self._core.store.state.transaction() as tx:
+            known = await messages.with_key(tx, OPERATOR, request.key) if request.key else []
+            if known:
+                if not _is_repeat(known, request.to, body):
+                    raise OperatorError("that key was given to another message", code="conflict")
+                return views.message(known[0])
             names = resolve_for_operator(request.to, await roster(tx))
             if request.in_reply_to is not None and await messages.get(tx, request.in_reply_to) is None:
                 raise OperatorError(f"there is no message {request.in_reply_to}", code="not-found")
             ids = [
                 await messages.add(
                     tx,
-                    NewMessage(OPERATOR, name, body, urgent=True, in_reply_to=request.in_reply_to),
+                    NewMessage(
+                        OPERATOR, name, body, urgent=True, in_reply_to=request.in_reply_to, key=request.key
+                    ),
                 )
                 for name in names
             ]
@@ -170,3 +179,9 @@ async def _check_room(tx: Tx, sender: str, recipient: str) -> None:
         raise AgentError(
             f"{QUEUE_MAX} messages wait for {recipient} already", code="queue-full", hint="try again later"
         )
+
+
+def _is_repeat(known: Sequence[Row], to: str, body: str) -> bool:
+    """Whether rows under a key are the same message again. Who `manager` and `*` are may have changed
+    since."""
+    return all(row["body"] == body and to in {row["recipient"], MANAGER, "*"} for row in known)

@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from reconciler.cli.failure import Failure, Unreachable
+from reconciler.cli.failure import Failure, Unreachable, WentAway
 
 DEADLINE_S = 20.0
 SILENCE_S = 45.0  # hived pings streams every 15 s
@@ -126,7 +126,7 @@ class Hive:
             return Unreachable(
                 f"hived is not running: nobody listens at {self.path}", start, code="unavailable"
             )
-        return Unreachable(
+        return WentAway(
             f"hived went away: {str(error) or type(error).__name__}", "try again", code="unavailable"
         )
 

@@ -33,3 +33,7 @@ class Failure(Exception):  # noqa: N818 - it says what it is
 
 class Unreachable(Failure):
     """Nobody answers at the socket; what waits for something may try again."""
+
+
+class WentAway(Unreachable):
+    """hived took the call and ended before its answer: whether it took effect is not known."""

@@ -9,7 +9,7 @@ from functools import partial
 
 from reconciler.cli.api import Hive, Json
 from reconciler.cli.console import Console
-from reconciler.cli.failure import Exit, Failure, Unreachable
+from reconciler.cli.failure import Exit, Failure, Unreachable, WentAway
 
 PAUSE_S = 0.25
 AWAY_S = 60.0
@@ -26,6 +26,15 @@ def persistent(ask: Callable[[], Json], sleep: Callable[[float], None] = time.sl
             if time.monotonic() > until:
                 raise
             sleep(PAUSE_S)
+
+
+def once(act: Callable[[], Json], sleep: Callable[[float], None] = time.sleep) -> Json:
+    """The answer of an act that may be repeated under its key: tried again if hived went away in the middle
+    of it, not if nobody was there to begin with."""
+    try:
+        return act()
+    except WentAway:
+        return persistent(act, sleep)
 
 
 def examined(hive: Hive, number: int) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 import time
 from argparse import Namespace
@@ -9,7 +10,7 @@ from argparse import Namespace
 from reconciler.cli.api import Hive, Json
 from reconciler.cli.console import Console, ago, cell
 from reconciler.cli.failure import Exit, Failure
-from reconciler.cli.follow import PAUSE_S, persistent
+from reconciler.cli.follow import PAUSE_S, once, persistent
 
 STDIN_MAX = 16 << 20  # more than hived takes: it says what its limit is
 _SHARED = {"*", "manager"}
@@ -30,7 +31,8 @@ def send(options: Namespace, console: Console) -> int:
     """`hive send TO TEXT`"""
     hive = Hive()
     body: Json = {"to": options.to, "body": _text(options), "in_reply_to": options.reply_to}
-    sent = hive.post("/messages", body)
+    body["key"] = secrets.token_hex(16)
+    sent = once(lambda: hive.post("/messages", body))
     if not options.wait:
         if options.json:
             console.document(sent)

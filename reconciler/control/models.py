@@ -264,11 +264,13 @@ class MessageList(Model):
 
 
 class NewMessage(Model):
-    """The operator's message to an agent, to `manager`, or to `*` (all)."""
+    """The operator's message to an agent, to `manager`, or to `*` (all). With a `key`, sending it again after
+    a lost answer changes nothing."""
 
     to: str
     body: Annotated[str, Field(min_length=1)]
     in_reply_to: int | None = None
+    key: Annotated[str, Field(min_length=8, max_length=64)] | None = None
 
 
 class Change(Model):

@@ -161,6 +161,22 @@ async def test_a_queue_is_bounded_per_pair_and_in_all(world: World, monkeypatch:
 
 
 # ---------------------------------------------------------------------------------------------- the operator
+async def test_the_operators_message_with_a_key_is_sent_once(world: World) -> None:
+    request = api.NewMessage(to="scout", body="hello", key="key-of-mine")
+    first = await world.broker.send_as_operator(ALICE, request)
+    assert await world.broker.send_as_operator(ALICE, request) == first
+    assert await world.scalar("SELECT COUNT(*) FROM messages") == 1
+    for to, body in (("smith", "hello"), ("scout", "bye")):
+        with pytest.raises(OperatorError, match="another message"):
+            await world.broker.send_as_operator(ALICE, api.NewMessage(to=to, body=body, key="key-of-mine"))
+
+
+async def test_an_agents_key_belongs_to_its_recipient_too(world: World) -> None:
+    await world.send(SCOUT, "smith", key="key-of-scout")
+    with pytest.raises(AgentError, match="another message"):
+        await world.send(SCOUT, "operator", key="key-of-scout")
+
+
 async def test_the_operators_message_is_audited_and_answered_with_the_message(world: World) -> None:
     message = await world.broker.send_as_operator(ALICE, api.NewMessage(to="manager", body="hello"))
     assert (message.sender, message.to, message.state, message.body) == (

@@ -91,7 +91,7 @@ async def test_a_made_up_done_code_shows_nothing(browser: Browser) -> None:
 async def test_a_message_is_sent_as_typed(browser: Browser) -> None:
     body = "  first\r\n\r\nsecond <b>  "
     await browser.post("/messages", CSRF | {"to": "scout", "body": body, "re": "7"})
-    sent = {"to": "scout", "body": "  first\n\nsecond <b>  ", "in_reply_to": 7}
+    sent = {"to": "scout", "body": "  first\n\nsecond <b>  ", "in_reply_to": 7, "key": None}
     assert browser.ui.fake.calls == [("POST", "/v1/messages", sent)]
 
 
@@ -115,8 +115,11 @@ async def test_a_message_to_nobody_or_without_a_word_is_not_sent(
 @pytest.mark.parametrize(
     ("line", "call"),
     [
-        ("hello\nthere", ("/v1/messages", {"to": "scout", "body": "hello\nthere", "in_reply_to": None})),
-        ("//x", ("/v1/messages", {"to": "scout", "body": "/x", "in_reply_to": None})),
+        (
+            "hello\nthere",
+            ("/v1/messages", {"to": "scout", "body": "hello\nthere", "in_reply_to": None, "key": None}),
+        ),
+        ("//x", ("/v1/messages", {"to": "scout", "body": "/x", "in_reply_to": None, "key": None})),
         ("/cancel", ("/v1/agents/scout/cancel", {"dry_run": False, "note": ""})),
         ("/restart", ("/v1/agents/scout/restart", {"dry_run": False, "note": ""})),
         ("/model opus", ("/v1/agents/scout/model", {"model": "opus"})),
