@@ -66,8 +66,10 @@ class Hive:
         """Events after that id, then live ones, until hived ends the stream."""
         connection = _Connection(self.path, SILENCE_S)
         try:
-            with closing(connection):
-                answer = self._ask(connection, "GET", f"/v1/stream?after={after}", None)
+            with (
+                closing(connection),
+                self._ask(connection, "GET", f"/v1/stream?after={after}", None) as answer,
+            ):
                 if answer.status != 200:
                     raise _refusal(answer.status, answer.read(ANSWER_MAX_BYTES))
                 while line := answer.readline(LINE_MAX_BYTES):
@@ -81,11 +83,12 @@ class Hive:
         target = f"/v1{path}" + (f"?{urlencode(given)}" if given else "")
         data = None if body is None else json.dumps(body).encode()
         try:
-            with closing(_Connection(self.path, DEADLINE_S)) as connection:
-                answer = self._ask(connection, method, target, data)
+            connection = _Connection(self.path, DEADLINE_S)
+            # An answer is closed by itself, too: with "Connection: close" it outlives its connection.
+            with closing(connection), self._ask(connection, method, target, data) as answer:
                 content = answer.read(ANSWER_MAX_BYTES + 1)
         except TimeoutError as error:
-            raise Unreachable(
+            raise WentAway(
                 f"hived did not answer {method} {target[:200]} within {DEADLINE_S:g} s",
                 "it may be busy: try again",
                 code="timeout",
