@@ -85,6 +85,7 @@ DEV_PACKAGES = (
     Package("fonts-liberation", _has_file("/usr/share/fonts/truetype/liberation")),
     Package("fonts-noto-color-emoji", _has_file("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")),
     Package("shellcheck", _has("shellcheck")),
+    Package("procps", _has("ps")),
 )
 
 
