@@ -158,14 +158,16 @@ async def test_no_second_container_of_a_name_can_run_even_past_the_driver(yard: 
 
 async def test_a_leader_without_nspawn_and_shim_still_counts_as_running(yard: Yard) -> None:
     driver, spec = yard.driver(), await yard.spec()
-    started = await driver.start(spec)
-    shim, nspawn, leader = processes(yard)
-    for victim in (shim, nspawn):
-        victim.send(signal.SIGKILL)
-        await until(lambda victim=victim: not victim.is_alive())  # type: ignore[misc]
-    assert leader.is_alive()
-    assert (await driver.status(PROBE)).phase == "running"
-    assert (await driver.start(spec)).invocation == started.invocation
+    # Its payload runs: before that, the leader still waits for nspawn and ends with it.
+    async with inside(driver, spec):
+        started = await driver.status(PROBE)
+        shim, nspawn, leader = processes(yard)
+        for victim in (shim, nspawn):
+            victim.send(signal.SIGKILL)
+            await until(lambda victim=victim: not victim.is_alive())  # type: ignore[misc]
+        assert leader.is_alive()
+        assert (await driver.status(PROBE)).phase == "running"
+        assert (await driver.start(spec)).invocation == started.invocation
     await driver.stop(PROBE)
     assert_nothing_is_left(yard)
 
