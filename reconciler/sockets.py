@@ -170,8 +170,13 @@ class Listener:
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            await _readable(loop, self.bound.sock)
+            # Accepted and handed on in one go: a cancellation cannot lose a connection in between.
             try:
-                connection, _ = await loop.sock_accept(self.bound.sock)
+                connection, _ = self.bound.sock.accept()
+                connection.setblocking(False)
+            except BlockingIOError:
+                continue
             except OSError as error:  # out of descriptors, or the peer has gone: neither ends the server
                 log.warning("socket.accept_failed", path=str(self.bound.path), error=error.strerror)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
@@ -198,6 +203,21 @@ class Listener:
     def _tell(self, event: str, count: int, **fields: int) -> None:
         if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th …: a hostile peer must not fill the journal
             log.warning(event, path=str(self.bound.path), count=count, **fields)
+
+
+async def _readable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    """Wait until something can be read (a connection be accepted)."""
+    ready = loop.create_future()
+
+    def is_ready() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(sock, is_ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock)
 
 
 __all__ = ["Bound", "Listener", "Peer", "bind", "peer_of"]
