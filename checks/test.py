@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     findings = lint.run()
     print("tests", flush=True)
     argv = [lint.PYTHON, "-m", "pytest", "-q", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(lint.CLONE)}
+    environment = os.environ | {"PYTHONPATH": str(lint.CLONE), "HIVE_ALL_TESTS": "1"}
     status = subprocess.run([*argv, "--cache-clear"], cwd=lint.CLONE, env=environment, check=False).returncode
     again = _last_failed() if status == _TESTS_FAILED else []
     if 0 < len(again) <= _AGAIN_MAX:
