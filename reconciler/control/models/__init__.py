@@ -1,0 +1,50 @@
+"""Objects of the control API (`/v1` on `control.sock` and `ui.sock`), the same in CLI, API and UI.
+
+Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`. Errors are
+`{"error": {"code", "message", "hint"}}`. On `ui.sock` every call carries the browser's session in
+`X-Hive-Session` and hived resolves actor and role from it; on `control.sock` the peer's uid is the operator.
+
+| call | request | answer | role |
+|---|---|---|---|
+| GET /v1/status | - | HiveStatus | viewer |
+| GET /v1/agents · GET /v1/agents/{name} | - | AgentList · Agent | viewer |
+| POST /v1/agents | NewAgent | Proposal | operator |
+| POST /v1/agents/{name}/{start,stop,restart,destroy,cancel,wake} | Act | Agent | operator |
+| POST /v1/agents/{name}/model | SetModel | Agent | operator |
+| GET /v1/agents/{name}/spec | - | SpecView | viewer |
+| GET /v1/agents/{name}/generations | - | GenerationList | viewer |
+| GET /v1/agents/{name}/plan · why | - | Plan · Why | viewer |
+| GET /v1/agents/{name}/transcript?before&after&limit | - | Transcript | viewer |
+| GET /v1/agents/{name}/logs?lines | - | LogLines | viewer |
+| GET /v1/messages?agent&before&limit | - | MessageList | viewer |
+| POST /v1/messages | NewMessage | Message | operator |
+| POST /v1/messages/{id}/read | - | Message | operator |
+| GET /v1/proposals?state&agent · GET /v1/proposals/{id} | - | ProposalList · Proposal | viewer |
+| POST /v1/proposals | Propose | Proposal | operator |
+| GET /v1/proposals/{id}/diff?base | - | Diff | viewer |
+| GET /v1/proposals/{id}/log?after | - | BuildLog | viewer |
+| GET /v1/proposals/{id}/why | - | Why | viewer |
+| POST /v1/proposals/{id}/approve | Approve | Proposal | operator |
+| POST /v1/proposals/{id}/{deny,cancel} | Decide | Proposal | operator |
+| GET /v1/questions | - | QuestionList | viewer |
+| POST /v1/questions/{id}/{answer,cancel} | Answer | Question | operator |
+| GET /v1/drafts | - | DraftList | viewer |
+| GET /v1/events?after&agent&kind&limit | - | EventList | viewer |
+| GET /v1/stream (SSE, Last-Event-ID) | - | text/event-stream of Event | viewer |
+| GET /v1/audit?before&limit | - | AuditList | viewer |
+| POST /v1/login-links | NewLoginLink | LoginLink | operator, control.sock only |
+| POST /v1/login | Login | Session | nobody, ui.sock only |
+| GET /v1/session · POST /v1/logout | - | Session · Done | viewer |
+| GET /v1/users · GET /v1/sessions | - | UserList · SessionList | operator |
+| GET /v1/spending | - | SpendingList | viewer |
+| GET /openapi.json | - | OpenAPI 3.1 document | nobody |
+"""
+
+from __future__ import annotations
+
+from reconciler.control.models.accounts import *
+from reconciler.control.models.agents import *
+from reconciler.control.models.approvals import *
+from reconciler.control.models.base import *
+from reconciler.control.models.history import *
+from reconciler.control.models.talk import *

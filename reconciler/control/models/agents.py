@@ -1,0 +1,198 @@
+"""Agents as the operator sees and steers them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from reconciler.control.models.base import Model
+from reconciler.model.states import AgentState, Desired, Role
+
+
+class ModelStatus(Model):
+    """`active` is what the running session uses, `queued` takes effect with the next turn (None: nothing
+    queued)."""
+
+    active: str | None
+    queued: str | None
+    switched_at: str | None
+    switched_by: str | None
+
+
+class Context(Model):
+    """Tokens in use and the window of the model, as told by the container; None before the first turn."""
+
+    used: int | None
+    window: int | None
+
+
+class Container(Model):
+    """The agent's container; `limits_enforced` names the limits that the host really holds."""
+
+    driver: Literal["shim", "systemd"]
+    unit: str
+    leader_pid: int | None
+    limits_enforced: list[str]
+
+
+class Agent(Model):
+    """One agent as every badge and list shows it."""
+
+    name: str
+    role: Role
+    desired: Desired
+    state: AgentState
+    state_since: str
+    reason: str
+    until: str | None
+    status: str
+    model: ModelStatus
+    generation: int | None
+    commit: str | None
+    uid_base: int
+    inbox_depth: int
+    context: Context
+    cost_today_usd: float
+    tokens_today: int
+    turn: int | None
+    last_turn_at: str | None
+    held: bool
+    container: Container
+
+
+class AgentList(Model):
+    """All agents, by name."""
+
+    items: list[Agent]
+    next: str | None = None
+
+
+class NewAgent(Model):
+    """A new agent from the template. `approve`: the operator's own request is decided at once."""
+
+    name: str
+    role: Role = Role.AGENT
+    description: Annotated[str, Field(max_length=2000)] = ""
+    model: str | None = None
+    bash_allow: list[str] = Field(default=[])
+    approve: bool = False
+
+
+class Act(Model):
+    """Body of agent verbs; `dry_run` answers with what would be done and does nothing."""
+
+    dry_run: bool = False
+    note: Annotated[str, Field(max_length=2000)] = ""
+
+
+class SetModel(Model):
+    """The operator's override of the model; None takes the override away."""
+
+    model: str | None
+
+
+class SpecView(Model):
+    """The approved spec of the running generation and its JSON."""
+
+    agent: str
+    generation: int | None
+    commit: str | None
+    digest: str | None
+    spec: dict[str, Any]
+
+
+class Generation(Model):
+    """One activation: number → store path, with the commit it was built from."""
+
+    agent: str
+    number: int
+    proposal: int
+    commit: str
+    store_path: str
+    state: Literal["candidate", "deployed", "failed"]
+    current: bool
+    created_at: str
+
+
+class GenerationList(Model):
+    """Newest first."""
+
+    items: list[Generation]
+    next: str | None = None
+
+
+class Step(Model):
+    """One step of a plan; `cost` is in_place, turn_end, restart or destroys_state."""
+
+    kind: str
+    cost: str
+    reason: str
+
+
+class Plan(Model):
+    """What the next passes would do; empty when desired equals actual."""
+
+    agent: str
+    steps: list[Step]
+    outcome: str
+
+
+class Cause(Model):
+    """One link of the chain that led to the present, newest first."""
+
+    at: str
+    kind: str
+    text: str
+    ref: str
+
+
+class Why(Model):
+    """The cause chain of an agent's running generation, or of a proposal (who asked, in which turn, after
+    which message)."""
+
+    agent: str
+    chain: list[Cause]
+
+
+class TranscriptLine(Model):
+    """One event of a turn; `id` grows over the whole hive, `data` by kind as in harness.wire.TurnEvent, plus
+    turn_begin {model, messages}, turn_end {outcome, error, duration_ms}."""
+
+    id: int
+    turn: int
+    seq: int
+    at: str
+    kind: str
+    data: dict[str, Any]
+
+
+class Transcript(Model):
+    """Lines in order; `before` is the cursor for older ones (None: the beginning is here)."""
+
+    items: list[TranscriptLine]
+    before: int | None
+
+
+class LogLines(Model):
+    """Last lines of the container's console, oldest first."""
+
+    lines: list[str]
+
+
+class HiveStatus(Model):
+    """The hive at a glance."""
+
+    version: str
+    platform: Literal["bare", "nixos"]
+    driver: Literal["shim", "systemd"]
+    model_upstream: str
+    agents: int
+    thinking: int
+    needs_operator: int
+    approvals_pending: int
+    questions_open: int
+    cost_today_usd: float
+    audit_head: str
+    last_event_id: int
+    gateway_connected: bool

@@ -1,0 +1,157 @@
+"""Proposals, their differences, logs and decisions; drafts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from reconciler.control.models.base import Model
+from reconciler.model.states import ProposalKind, ProposalState, Risk
+
+
+class Change(Model):
+    """One setting before → after (JSON text, None: absent) with its risk and the reason for it."""
+
+    option: str
+    before: str | None
+    after: str | None
+    risk: Risk
+    reason: str
+
+
+class Progress(Model):
+    """When each state was entered; `probing` is the part of `activating` that waits for the new harness's
+    hello."""
+
+    state: ProposalState | Literal["probing"]
+    at: str
+
+
+class Proposal(Model):
+    """An immutable commit offered for an agent. `digest` is what an approval binds to: commit, spec and
+    staged state."""
+
+    id: int
+    kind: ProposalKind
+    agent: str
+    commit: str
+    base: str | None
+    state: ProposalState
+    risk: Risk | None
+    changes: list[Change]
+    files: list[str]
+    staged_files: list[str]
+    requested_by: str
+    description: str
+    note: str
+    decided_by: str | None
+    created_at: str
+    decided_at: str | None
+    error: str
+    tag: str
+    digest: str | None
+    generation: int | None
+    progress: list[Progress]
+
+
+class ProposalList(Model):
+    """Newest first."""
+
+    items: list[Proposal]
+    next: int | None = None
+
+
+class Propose(Model):
+    """The operator proposes a commit that is already in `repos/<agent>.git`."""
+
+    agent: str
+    commit: str
+    description: Annotated[str, Field(max_length=2000)] = ""
+
+
+class DiffLine(Model):
+    """`kind`: context, add, del. Numbers are 1-based; control and bidirectional characters are already made
+    visible."""
+
+    kind: Literal["context", "add", "del"]
+    old: int | None
+    new: int | None
+    text: str
+
+
+class Hunk(Model):
+    """A run of lines with its header."""
+
+    header: str
+    lines: list[DiffLine]
+
+
+class FileDiff(Model):
+    """One file's changes; `note` says why hunks are absent (binary, too large)."""
+
+    path: str
+    old_path: str | None
+    status: Literal["added", "modified", "deleted", "renamed"]
+    added: int
+    deleted: int
+    note: str
+    hunks: list[Hunk]
+
+
+class Diff(Model):
+    """The text diff of a proposal against one of three bases: running, approved, proposal (the previous
+    one)."""
+
+    proposal: int
+    base: Literal["running", "approved", "proposal"]
+    base_commit: str | None
+    commit: str
+    files: list[FileDiff]
+    truncated: bool
+
+
+class LogLine(Model):
+    """One line of a build or activation log."""
+
+    id: int
+    at: str
+    text: str
+
+
+class BuildLog(Model):
+    """Lines after the cursor, oldest first; `done` when no more will come."""
+
+    items: list[LogLine]
+    done: bool
+
+
+class Approve(Model):
+    """Approve what was shown: `digest` must equal the proposal's. `now`: do not wait for the end of a
+    running turn."""
+
+    digest: str
+    note: Annotated[str, Field(max_length=2000)] = ""
+    now: bool = False
+
+
+class Decide(Model):
+    """Deny or cancel, with a note that reaches the proposer."""
+
+    note: Annotated[str, Field(max_length=2000)] = ""
+
+
+class Draft(Model):
+    """A new agent being drafted by the manager."""
+
+    name: str
+    created_by: str
+    created_at: str
+    proposal: int | None
+
+
+class DraftList(Model):
+    """Open drafts."""
+
+    items: list[Draft]
+    next: str | None = None

@@ -1,0 +1,71 @@
+"""Messages and questions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from reconciler.control.models.base import Model
+from reconciler.model.states import MessageState
+
+
+class Message(Model):
+    """A message; `body` of an agent's message is hostile text."""
+
+    id: int
+    sender: Annotated[str, Field(alias="from")]
+    to: str
+    body: str
+    in_reply_to: int | None
+    sent_at: str
+    state: MessageState
+    redelivered: bool
+    kind: Literal["message", "event", "answer"] = "message"
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True)
+
+
+class MessageList(Model):
+    """Newest first; `next` is the id to give as `before`."""
+
+    items: list[Message]
+    next: int | None = None
+
+
+class NewMessage(Model):
+    """The operator's message to an agent, to `manager`, or to `*` (all). With a `key`, sending it again after
+    a lost answer changes nothing."""
+
+    to: str
+    body: Annotated[str, Field(min_length=1)]
+    in_reply_to: int | None = None
+    key: Annotated[str, Field(min_length=8, max_length=64)] | None = None
+
+
+class Question(Model):
+    """A question of an agent."""
+
+    id: int
+    agent: str
+    question: str
+    options: list[str]
+    multi: bool
+    asked_at: str
+    expires_at: str | None
+    state: Literal["open", "answered", "expired", "cancelled"]
+    answer: str | None
+    answered_by: str | None
+
+
+class QuestionList(Model):
+    """Open ones first, then newest first."""
+
+    items: list[Question]
+    next: int | None = None
+
+
+class Answer(Model):
+    """The operator's answer: chosen options and/or free text joined in `text`."""
+
+    text: Annotated[str, Field(max_length=8000)] = ""
