@@ -42,9 +42,13 @@ class ContainerStatus:
 
     `phase`: absent (never started, or its record was cleared) · starting · running · exited.
     `toplevel` and `invocation` (random id of this start) are of the start that the status speaks of.
-    `exit_code`: of nspawn, None if unknown or killed by `signal`. `started_at`: epoch seconds.
-    `limits_enforced` names limits in force (memory, tasks, cpu). `host_restarted`: it ran before the host (or
-    the PID namespace that hived lives in) was started again, which ended it.
+    `exit_code`: of nspawn, None if unknown or killed by `signal`. `result`: how the supervisor calls its end,
+    in systemd's words (success, exit-code, signal, oom-kill, timeout, …); empty while it lives or if unknown.
+    `started_at`, `ended_at`: epoch seconds. `limits_enforced` names limits in force (memory, tasks, cpu).
+    `stop_asked`: somebody asked for this end (a stop job of the unit, SIGTERM to the shim); whether that was
+    hived itself says the database. `host_restarted`: it ran before the host (or the PID namespace that hived
+    lives in) was started again, which ended it. `frozen`: all its processes are suspended.
+    `drift`: what differs from how this version would have set it up, in words; `refresh` mends it in place.
     """
 
     phase: Literal["absent", "starting", "running", "exited"]
@@ -58,6 +62,11 @@ class ContainerStatus:
     started_at: float | None = None
     limits_enforced: tuple[str, ...] = ()
     host_restarted: bool = False
+    result: str = ""
+    ended_at: float | None = None
+    stop_asked: bool = False
+    frozen: bool = False
+    drift: tuple[str, ...] = ()
 
 
 class Containers(Protocol):
@@ -85,6 +94,19 @@ class Containers(Protocol):
 
     async def clear(self, name: AgentName) -> None:
         """Forget an exited container's record, so that its status is absent."""
+        ...
+
+    async def freeze(self, name: AgentName) -> None:
+        """Suspend every process of the container; `TemporaryError` code `not-running` if it does not run.
+        Frozen already: nothing to do. `stop` works on a frozen one, too."""
+        ...
+
+    async def thaw(self, name: AgentName) -> None:
+        """Let a frozen container go on where it was; nothing to do if it is not frozen or does not run."""
+        ...
+
+    async def refresh(self, name: AgentName) -> None:
+        """Mend what `status` reports as drift (unit files, their properties), without touching processes."""
         ...
 
     async def forbid_user_namespaces(self, name: AgentName) -> None:

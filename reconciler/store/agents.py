@@ -9,11 +9,15 @@ from collections.abc import Sequence
 
 from reconciler.model.names import AgentName
 from reconciler.store.db import Reader, Row, Tx
+from reconciler.store.holds import IS_HELD
 
 
 async def get(reader: Reader, name: str) -> Row | None:
-    """The agent's row, destroyed ones included; None if there never was one."""
-    return await reader.one("SELECT * FROM agents WHERE name = ?", name)
+    """The agent's row (and `held`), destroyed ones included; None if there never was one."""
+    return await reader.one(
+        f"SELECT a.*, {IS_HELD} AS held FROM agents a WHERE a.name = ?",  # noqa: S608 - constant text
+        name,
+    )
 
 
 async def existing(reader: Reader) -> Sequence[Row]:

@@ -10,6 +10,7 @@ from reconciler.store.db import Database, Row, Tx
 
 _AGENT = """
 SELECT a.*, g.commit_id, g.spec,
+       EXISTS (SELECT 1 FROM holds h WHERE h.scope IN (a.name, '*')) AS held,
        (SELECT COUNT(*) FROM messages m
         WHERE m.recipient = a.name AND m.state IN ('queued', 'leased')) AS inbox_depth,
        (SELECT t.id FROM turns t
@@ -47,7 +48,8 @@ async def counts(db: Database) -> Row:
         "(SELECT COUNT(*) FROM turns WHERE state = 'open') AS thinking, "
         "(SELECT COUNT(*) FROM proposals WHERE state = 'pending') AS pending, "
         "(SELECT COUNT(*) FROM questions WHERE state = 'open') AS questions, "
-        "(SELECT COUNT(*) FROM agents WHERE desired = 'running' AND (crashes > 0 OR held = 1)) AS troubled, "
+        "(SELECT COUNT(*) FROM agents a WHERE desired = 'running' AND (crashes > 0 OR EXISTS "
+        " (SELECT 1 FROM holds h WHERE h.scope IN (a.name, '*')))) AS troubled, "
         "(SELECT hash FROM audit ORDER BY id DESC LIMIT 1) AS audit_head"
     )
     assert row is not None, "a select of scalars has one row"

@@ -32,6 +32,7 @@ class World:
     containers: Containers
     spec: Callable[[str, str], Awaitable[ContainerSpec]]
     crash: Callable[[AgentName], Awaitable[None]]
+    stop_by_hand: Callable[[AgentName], Awaitable[None]]
     restarted: Callable[[], Containers]
 
     async def until(self, name: AgentName, condition: Callable[[ContainerStatus], bool]) -> ContainerStatus:
@@ -69,7 +70,10 @@ def fake_world() -> World:
     async def crash(name: AgentName) -> None:
         fake.crash(name)
 
-    return World(fake, spec, crash, lambda: fake)
+    async def stop_by_hand(name: AgentName) -> None:
+        fake.stop_by_hand(name)
+
+    return World(fake, spec, crash, stop_by_hand, lambda: fake)
 
 
 def real_world(yard: Yard) -> World:
@@ -83,7 +87,12 @@ def real_world(yard: Yard) -> World:
         assert leader is not None
         os.kill(leader, signal.SIGKILL)
 
-    return World(driver, spec, crash, yard.driver)
+    async def stop_by_hand(name: AgentName) -> None:
+        shim = yard.record(name).shim
+        assert shim is not None
+        shim.send(signal.SIGTERM)
+
+    return World(driver, spec, crash, stop_by_hand, yard.driver)
 
 
 @pytest_asyncio.fixture(
@@ -186,6 +195,47 @@ async def test_clear_forgets_an_exited_container_and_refuses_a_running_one(world
     await world.containers.clear(PROBE)
     assert (await world.containers.status(PROBE)).phase == "absent"
     assert list(await world.containers.list()) == []
+
+
+async def test_a_frozen_container_stands_still_until_it_is_thawed(world: World) -> None:
+    await world.containers.start(await world.spec(PROBE, ""))
+    await world.until_logged(PROBE, "ready")
+    await world.containers.freeze(PROBE)
+    await world.containers.freeze(PROBE)
+    frozen = await world.containers.status(PROBE)
+    assert frozen.phase == "running"
+    assert frozen.frozen
+    await world.containers.thaw(PROBE)
+    await world.containers.thaw(PROBE)
+    assert not (await world.until(PROBE, lambda status: not status.frozen)).frozen
+
+
+async def test_a_frozen_container_can_be_stopped_in_order(world: World) -> None:
+    await world.containers.start(await world.spec(PROBE, ""))
+    await world.until_logged(PROBE, "ready")
+    await world.containers.freeze(PROBE)
+    await world.containers.stop(PROBE)
+    status = await world.containers.status(PROBE)
+    assert (status.phase, status.exit_code, status.frozen) == ("exited", 0, False)
+
+
+async def test_only_a_running_container_can_be_frozen(world: World) -> None:
+    with pytest.raises(TemporaryError) as caught:
+        await world.containers.freeze(PROBE)
+    assert caught.value.code == "not-running"
+    await world.containers.thaw(PROBE)
+
+
+async def test_a_stop_by_somebody_else_is_told_from_an_end_by_itself(world: World) -> None:
+    await world.containers.start(await world.spec(PROBE, ""))
+    await world.until_logged(PROBE, "ready")
+    await world.stop_by_hand(PROBE)
+    status = await world.until(PROBE, lambda status: status.phase == "exited")
+    assert (status.stop_asked, status.exit_code, status.result) == (True, 0, "success")
+    await world.containers.clear(PROBE)
+    await world.containers.start(await world.spec(PROBE, "exit 0"))
+    status = await world.until(PROBE, lambda status: status.phase == "exited")
+    assert (status.stop_asked, status.exit_code, status.result) == (False, 0, "success")
 
 
 async def test_user_namespaces_are_forbidden_in_a_running_container_only(world: World) -> None:

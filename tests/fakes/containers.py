@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from reconciler.effects.protocols import ContainerSpec, ContainerStatus
 from reconciler.errors import TemporaryError
@@ -70,7 +70,10 @@ class FakeContainers:
             self._last[spec.name] = start
             self.history.append(start)
             if spec.name in self.refuse_start:
-                start.status = replace(status, phase="exited", leader_pid=None, exit_code=1)
+                start.status = replace(
+                    status, phase="exited", leader_pid=None, exit_code=1, result="exit-code",
+                    ended_at=self._now(),
+                )  # fmt: skip
                 start.lines.append(self.refuse_start[spec.name])
             self._hint(spec.name)
             if start.status.phase == "exited":
@@ -90,6 +93,22 @@ class FakeContainers:
                 raise TemporaryError(f"the container of {name} runs", code="still-running")
             if self._last.pop(name, None) is not None:
                 self._hint(name)
+
+    async def freeze(self, name: AgentName) -> None:
+        async with self.faults.call("containers.freeze", name):
+            if self._status(name).phase != "running":
+                raise TemporaryError(f"the container of {name} does not run", code="not-running")
+            self._change(name, frozen=True)
+
+    async def thaw(self, name: AgentName) -> None:
+        async with self.faults.call("containers.thaw", name):
+            if self._status(name).frozen:
+                self._change(name, frozen=False)
+
+    async def refresh(self, name: AgentName) -> None:
+        async with self.faults.call("containers.refresh", name):
+            if name in self._last:
+                self._change(name, drift=())
 
     async def forbid_user_namespaces(self, name: AgentName) -> None:
         async with self.faults.call("containers.forbid_user_namespaces", name):
@@ -118,6 +137,14 @@ class FakeContainers:
         """The container ends by itself."""
         self._end(name, exit_code=exit_code, signal=signal, oom=oom)
 
+    def stop_by_hand(self, name: AgentName) -> None:
+        """Somebody else stops it, as with systemctl."""
+        self._end(name, exit_code=0, signal=None, stop_asked=True)
+
+    def tamper(self, name: AgentName, what: str) -> None:
+        """Somebody changes its unit."""
+        self._change(name, drift=(what,))
+
     def reboot(self) -> None:
         """All processes are gone, the records are not."""
         for name in list(self._last):
@@ -140,12 +167,33 @@ class FakeContainers:
         found = self._last.get(name)
         return ContainerStatus(phase="absent") if found is None else found.status
 
-    def _end(self, name: AgentName, *, exit_code: int | None, signal: int | None, oom: bool = False) -> None:
+    def _change(self, name: AgentName, **changes: Any) -> None:
         start = self._last[name]
-        start.status = replace(
-            start.status, phase="exited", leader_pid=None, exit_code=exit_code, signal=signal, oom=oom
-        )
+        start.status = replace(start.status, **changes)
         self._hint(name)
+
+    def _end(
+        self,
+        name: AgentName,
+        *,
+        exit_code: int | None,
+        signal: int | None,
+        oom: bool = False,
+        stop_asked: bool = False,
+    ) -> None:
+        word = "signal" if signal is not None else "exit-code" if exit_code else "success"
+        self._change(
+            name,
+            phase="exited",
+            leader_pid=None,
+            exit_code=exit_code,
+            signal=signal,
+            oom=oom,
+            result="oom-kill" if oom else word if (signal, exit_code) != (None, None) else "",
+            ended_at=self._now(),
+            stop_asked=stop_asked,
+            frozen=False,
+        )
 
     def _hint(self, name: AgentName) -> None:
         for queue in self._watchers:

@@ -318,11 +318,13 @@ async def test_parking_holds_back_even_what_is_urgent(world: World, urgent: bool
 
 @pytest.mark.parametrize(
     "columns",
-    [{"held": 1}, {"desired": "stopped"}, {"parked_reason": "poison", "parked_until_at": None}],
+    [{}, {"desired": "stopped"}, {"parked_reason": "poison", "parked_until_at": None}],
     ids=["held", "stopped", "parked without end"],
 )
 async def test_who_is_not_to_run_gets_nothing(world: World, columns: dict[str, object]) -> None:
     await world.set("smith", **columns)
+    if not columns:
+        await world.hold("smith")
     await world.say("smith")
     assert await world.poll(SMITH) == wire.Inbox(lease=None, messages=[], waiting=1)
 

@@ -186,7 +186,7 @@ async def test_within_a_turn_nap_and_parking_do_not_hold_back_but_a_hold_does(wo
     await world.event(SMITH)
     assert (await world.poll(SMITH, turn=turn)).messages
     await world.event(SMITH)
-    await world.set("smith", held=1)
+    await world.hold("smith")
     assert (await world.poll(SMITH, turn=turn)).messages == []
 
 

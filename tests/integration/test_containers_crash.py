@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from reconciler.config import Config
-from reconciler.effects.containers import arguments, proc, record
+from reconciler.effects.containers import arguments, proc, record, suspend
 from reconciler.effects.containers.driver import ShimContainers
 from reconciler.effects.containers.proc import ProcessRef
 from reconciler.effects.protocols import ContainerSpec
@@ -66,6 +66,22 @@ async def test_nothing_is_left_after_a_stop(yard: Yard) -> None:
     assert yard.record().cgroups
     await driver.stop(PROBE)
     assert_nothing_is_left(yard)
+
+
+async def test_without_a_freezer_every_process_is_stopped_by_signal(yard: Yard) -> None:
+    driver = yard.driver()
+    async with inside(driver, await yard.spec()) as harness:
+        await harness.sh("sleep 600 > /dev/null 2>&1 &")
+        found = yard.record()._replace(cgroups=())
+        assert found.leader is not None
+        everybody = proc.same_namespace(found.leader.pid)
+        assert len(everybody) >= 2
+        assert not suspend.is_suspended(found)
+        assert suspend.suspend(found, 5.0)
+        assert suspend.is_suspended(found)
+        assert {proc.state_of(pid) for pid in everybody} <= {"T", "Z"}
+        suspend.resume(found)
+        assert (await harness.sh("echo it goes on"))[1] == "it goes on\n"
 
 
 async def test_kill_9_of_the_daemon_does_not_touch_its_containers(yard: Yard) -> None:

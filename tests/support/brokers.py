@@ -20,6 +20,7 @@ from reconciler.model.names import AgentName
 from reconciler.model.states import UserRole
 from reconciler.plan.steps import Settled
 from reconciler.services import Actor
+from reconciler.store import holds
 from reconciler.store.db import Database, Store
 from tests.fakes.clock import VirtualClock
 
@@ -158,6 +159,11 @@ class World:
         async with self.store.state.transaction() as tx:
             for column, value in columns.items():
                 await tx.run(f"UPDATE agents SET {column} = ? WHERE name = ?", value, name)
+
+    async def hold(self, scope: str) -> None:
+        """As the operator does it."""
+        async with self.store.state.transaction() as tx:
+            await holds.put(tx, scope, "unix:root", "")
 
     async def scalar(self, sql: str, *values: Any, events: bool = False) -> Any:
         row = await (self.store.events if events else self.store.state).one(sql, *values)

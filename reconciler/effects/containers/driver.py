@@ -20,7 +20,7 @@ from typing import Literal
 
 from reconciler.config import Config
 from reconciler.effects import process
-from reconciler.effects.containers import cgroups, console, proc, record
+from reconciler.effects.containers import cgroups, console, proc, record, suspend
 from reconciler.effects.containers.arguments import container_command
 from reconciler.effects.containers.proc import ProcessRef
 from reconciler.effects.protocols import ContainerSpec, ContainerStatus
@@ -30,6 +30,7 @@ from reconciler.model.names import AgentName
 _START_S = 20.0
 _CLEANUP_S = 12.0  # the shim's own bounds for killing and removing, and some
 _RESCAN_S = 1.0
+_FREEZE_S = 0.8
 _SOURCE_ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -120,6 +121,32 @@ class ShimContainers:
                     await asyncio.to_thread(shutil.rmtree, directory)
             self._moved.set()
 
+    async def freeze(self, name: AgentName) -> None:
+        """Suspend it; `TemporaryError` code `not-frozen` if a part of it could not be in time."""
+        async with self._locks[name]:
+            found = self._alive(name)
+            if not await asyncio.to_thread(suspend.suspend, found, _FREEZE_S):
+                raise TemporaryError(
+                    f"the container of {name} could not be suspended", after_s=0.2, code="not-frozen"
+                )
+            self._moved.set()
+
+    async def thaw(self, name: AgentName) -> None:
+        """Let it go on."""
+        async with self._locks[name]:
+            with contextlib.suppress(TemporaryError):
+                await asyncio.to_thread(suspend.resume, self._alive(name))
+            self._moved.set()
+
+    async def refresh(self, name: AgentName) -> None:
+        """Nothing to mend: a shim carries all its settings itself."""
+
+    def _alive(self, name: AgentName) -> record.Record:
+        found = record.read_record(self._directory(name))
+        if found is None or found.leader is None or self._phase(found) != "running":
+            raise TemporaryError(f"the container of {name} does not run", code="not-running")
+        return found
+
     async def forbid_user_namespaces(self, name: AgentName) -> None:
         """Close clone(CLONE_NEWUSER) for the container; `TemporaryError` code `not-running` without a
         leader."""
@@ -192,6 +219,10 @@ class ShimContainers:
             started_at=found.started_at,
             limits_enforced=found.limits_enforced,
             host_restarted=found.world != proc.world_id(),
+            result=_result(found) if over else "",
+            ended_at=found.ended_at if over else None,
+            stop_asked=found.stop_asked,
+            frozen=phase == "running" and suspend.is_suspended(found),
         )
 
     def _phase(self, found: record.Record) -> Literal["absent", "starting", "running", "exited"]:
@@ -238,6 +269,8 @@ class ShimContainers:
 
     async def _terminate(self, found: record.Record, timeout_s: float) -> None:
         """Ask nspawn (or an orphaned leader) to end; SIGKILL everything of it when the time is over."""
+        # What is suspended hears nothing.
+        await asyncio.to_thread(suspend.resume, found)
         leader_was_deaf = found.leader is not None and not found.leader.catches(signal.SIGTERM)
         target = next((process for process in _container(found) if process.is_alive()), None)
         if target is not None and timeout_s > 0:
@@ -297,6 +330,17 @@ class ShimContainers:
 def _container(found: record.Record) -> tuple[ProcessRef, ...]:
     """The container's processes that are known by name: nspawn, then the leader."""
     return tuple(process for process in (found.nspawn, found.leader) if process is not None)
+
+
+def _result(found: record.Record) -> str:
+    """How it ended, in a word of systemd; empty if nobody saw it."""
+    if found.oom:
+        return "oom-kill"
+    if found.signal is not None:
+        return "signal"
+    if found.exit_code is None:
+        return ""
+    return "exit-code" if found.exit_code else "success"
 
 
 def _watched(found: record.Record) -> tuple[ProcessRef, ...]:

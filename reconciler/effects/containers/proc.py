@@ -83,6 +83,28 @@ def world_id() -> str:
     return f"{boot}/{Path('/proc/self/ns/pid').readlink()}/{_stat(1)[1]}"
 
 
+def state_of(pid: int) -> str:
+    """The one-letter state of /proc/PID/stat (`T` is stopped); `X` if it is gone."""
+    return _stat(pid)[0]
+
+
+def same_namespace(leader: int) -> list[int]:
+    """All processes of the pid namespace that `leader` is in, in no order; empty if it is gone."""
+    try:
+        wanted = Path(f"/proc/{leader}/ns/pid").readlink()
+    except OSError:
+        return []
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                if Path(entry.path, "ns/pid").readlink() == wanted:
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
 def children(pid: int) -> list[int]:
     """Children of a process, as far as the kernel tells."""
     try:

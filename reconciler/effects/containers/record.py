@@ -44,7 +44,8 @@ class Order(NamedTuple):
 class Record(NamedTuple):
     """One start. `phase` is starting, running or exited; `world` says what the pids are relative to.
 
-    `exit_code` and `signal` are nspawn's; `why` is a sentence when it ended before its leader was known.
+    `exit_code` and `signal` are nspawn's; `stop_asked`: by SIGTERM to the shim; `why` is a sentence when it
+    ended before its leader was known.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Record(NamedTuple):
     oom: bool = False
     ended_at: float | None = None
     why: str = ""
+    stop_asked: bool = False
 
 
 def read_record(directory: Path) -> Record | None:
@@ -75,6 +77,7 @@ def read_record(directory: Path) -> Record | None:
         for key in ("shim", "nspawn", "leader"):
             data[key] = None if data[key] is None else ProcessRef(*data[key])
         data["cgroups"], data["limits_enforced"] = tuple(data["cgroups"]), tuple(data["limits_enforced"])
+        data.setdefault("stop_asked", False)  # a shim of an older version, which outlived the upgrade
         return Record(**{field: data[field] for field in Record._fields})
     except (KeyError, TypeError):
         return None

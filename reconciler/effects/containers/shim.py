@@ -216,6 +216,7 @@ class Shim:
             if notify.fileno() in events and self._learn_leader(notify):
                 deadline = None
             if wakeup in events and _asked_to_stop(wakeup):
+                self._save(stop_asked=True)
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
                 deadline = time.monotonic() + _STOP_S
             if pidfd in events:
