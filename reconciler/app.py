@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from reconciler.effects.git import GitRepositories
 from reconciler.effects.git.quarantine import Quarantine
 from reconciler.effects.hostfiles import RealHostFiles
 from reconciler.effects.nix import RealNix
+from reconciler.effects.protocols import Clock, Containers, Git, HostFiles, Nix
 from reconciler.errors import PermanentError
 from reconciler.gateway.client import GatewayClient
 from reconciler.gateway.messages import LimitEvent, RefusalEvent
@@ -53,20 +55,39 @@ from reconciler.store.db import Store
 log = structlog.get_logger("hived")
 
 
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """All that hived does to the world outside its databases and sockets. `close` releases what they hold."""
+
+    containers: Containers
+    nix: Nix
+    git: Git
+    host_files: HostFiles
+    clock: Clock
+    close: Callable[[], None]
+
+
+def real_effects(config: Config) -> Effects:
+    """The effects on this machine."""
+    if config.driver != "shim":
+        raise PermanentError(f"the container driver {config.driver!r} is not there yet", hint="use 'shim'")
+    state = Path(config.state_dir)
+    git = GitRepositories(state, Quarantine(state / "quarantine", config.build_user))
+    return Effects(
+        ShimContainers(config), RealNix(config), git, RealHostFiles(config), SystemClock(), git.close
+    )
+
+
 class Hived:
     """All parts of one running hived."""
 
-    def __init__(self, config: Config, store: Store) -> None:
-        if config.driver != "shim":
-            raise PermanentError(
-                f"the container driver {config.driver!r} is not there yet", hint="use 'shim'"
-            )
+    def __init__(self, config: Config, store: Store, effects: Effects) -> None:
         state, run = Path(config.state_dir), Path(config.run_dir)
         self.store = store
-        self.clock = SystemClock()
-        self.containers = ShimContainers(config)
-        self.git = GitRepositories(state, Quarantine(state / "quarantine", config.build_user))
-        nix, files = RealNix(config), RealHostFiles(config)
+        self.clock = effects.clock
+        self.containers = effects.containers
+        self.git, self._release = effects.git, effects.close
+        nix, files = effects.nix, effects.host_files
         self.gateway = GatewayClient(run, on_limit=self._limited, on_refusal=self._refused)
         self.gateway_sync = GatewaySync(store, self.gateway, self.clock)
         self.events = EventLog(
@@ -185,11 +206,11 @@ class Hived:
 
     async def close(self) -> None:
         """Release what is left after `run`."""
-        self.git.close()
+        self._release()
 
 
-async def serve(config: Config) -> None:
-    """Run hived until SIGTERM or SIGINT."""
+async def serve(config: Config, make_effects: Callable[[Config], Effects] = real_effects) -> None:
+    """Run hived until SIGTERM or SIGINT. `make_effects` is for tests, which put faults into them."""
     state, run = Path(config.state_dir), Path(config.run_dir)
     for directory in (state, run, run / "agents"):
         # 0711: the build user passes through to its own trees, and lists nothing.
@@ -197,7 +218,7 @@ async def serve(config: Config) -> None:
         directory.chmod(0o711)
     store = await Store.open(state)
     try:
-        hived = Hived(config, store)
+        hived = Hived(config, store, make_effects(config))
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
