@@ -94,6 +94,7 @@ class Bench:
         self.mute: set[str] = set()
         self.memory = Memory()
         self.logs: list[str] = []
+        self.woken: set[AgentName] = set()
         self.containers.on_start = self._say_hello
         self.passes = self.hived()
 
@@ -127,7 +128,7 @@ class Bench:
         git: Any = FakeTrees()
         self.builds = Builds(
             self.store, git, self.nix, self.trees, parallel=2, append_log=append_log,
-            wake=lambda name: None,
+            wake=self.woken.add,
         )  # fmt: skip
         self.applier = Applier(
             store=self.store, containers=self.containers, nix=self.nix, git=git, host_files=self.files,
@@ -151,9 +152,12 @@ class Bench:
     async def settle(self, name: AgentName = SMITH) -> Outcome:
         """Passes until the agent rests; builds finish, time goes by."""
         for _ in range(200):
+            self.woken.discard(name)
             outcome = await self.passes.run_pass(name)
             if self.builds.running(name):
                 await self._built(name)
+                continue
+            if name in self.woken:  # the build ended while the pass said that it waits for it
                 continue
             match outcome:
                 case Settled() | Waiting():

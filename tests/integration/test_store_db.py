@@ -47,9 +47,11 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Migrations of a later release: today's and a made-up 0002 for state.db."""
+    """Migrations of a later release: the first of today and a made-up 0002 for state.db."""
     folder = tmp_path / "migrations"
     shutil.copytree(migrate.MIGRATIONS, folder)
+    for script in (folder / "state").glob("000[2-9]_*.sql"):
+        script.unlink()
     (folder / "state" / "0002_second.sql").write_text(
         "-- a comment; with a semicolon\nALTER TABLE agents ADD COLUMN colour TEXT;\n"
         "CREATE TABLE colours (\n  name TEXT PRIMARY KEY  -- not ; the end\n) STRICT;\n"
@@ -64,9 +66,11 @@ async def test_a_fresh_store_has_the_newest_schema_and_says_whose_it_is(tmp_path
     await store.close()
     with sqlite3.connect(tmp_path / "hive" / "state.db") as connection:
         assert connection.execute("PRAGMA application_id").fetchone()[0] == migrate.APPLICATION_ID
-        assert connection.execute("PRAGMA user_version").fetchone()[0] == 1
+        scripts = sorted(path.name for path in (migrate.MIGRATIONS / "state").glob("*.sql"))
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == len(scripts)
         assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-        assert connection.execute("SELECT name FROM migrations").fetchall() == [("0001_first.sql",)]
+        applied = connection.execute("SELECT name FROM migrations ORDER BY number").fetchall()
+        assert applied == [(name,) for name in scripts]
     connection.close()
     assert {"messages", "outbox", "audit"} <= tables(tmp_path / "hive" / "state.db").keys()
     assert {"events", "transcript"} <= tables(tmp_path / "hive" / "events.db").keys()
