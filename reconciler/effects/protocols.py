@@ -153,15 +153,34 @@ class Nix(Protocol):
         ...
 
     async def set_generation(self, name: AgentName, number: int, store_path: str) -> None:
-        """Pin generation `number` of the agent in its profile directory as a GC root."""
+        """Pin generation `number` of the agent in its Nix profile as a GC root, in place of what is there.
+
+        `CommandError` if the path is not in the store.
+        """
         ...
 
     async def generations(self, name: AgentName) -> dict[int, str]:
-        """Pinned generations: number → store path."""
+        """Pinned generations, number → store path: only those that a collection of garbage would keep. A
+        link that is damaged, dangles, or is no root any more is not among them."""
+        ...
+
+    async def select(self, name: AgentName, number: int) -> None:
+        """Let the agent's profile point to generation `number`; atomic, nothing to do if it does.
+
+        `PermanentError` if that generation is not pinned.
+        """
+        ...
+
+    async def selected(self, name: AgentName) -> int | None:
+        """The generation that the agent's profile points to; None if it points to none that is pinned."""
         ...
 
     async def drop_generations(self, name: AgentName) -> None:
         """Unpin all (purge)."""
+        ...
+
+    async def exists(self, store_path: str) -> bool:
+        """Whether the store holds that path (a restored hive's may not)."""
         ...
 
 

@@ -6,12 +6,13 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from reconciler.effects.protocols import Nix
-from reconciler.errors import CommandError, InvalidError
+from reconciler.errors import CommandError, InvalidError, PermanentError
 from reconciler.model.names import AgentName
 from reconciler.model.spec import Spec
 from reconciler.model.states import Role
@@ -25,8 +26,11 @@ SCOUT = AgentName("scout")
 
 @dataclass(slots=True)
 class World:
+    """`lose` takes a generation's path out of the store behind everybody's back."""
+
     nix: Nix
     tree: Callable[[dict[str, str]], Path]
+    lose: Callable[[str], None]
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +42,16 @@ def real_nix() -> Iterator[PrivateNix]:
 @pytest.fixture(params=["fake", pytest.param("real", marks=[needs_nix, pytest.mark.integration])])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     if request.param == "fake":
-        nix: Nix = FakeNix()
+        fake = FakeNix()
+        nix: Nix = fake
         place = tmp_path
+        lose: Callable[[str], None] = fake.store.discard
     else:
         private: PrivateNix = request.getfixturevalue("real_nix")
         nix = private.effect()
         place = private.path / uuid.uuid4().hex
         place.mkdir()
+        lose = partial(lose_path, private)
 
     def tree(files: dict[str, str]) -> Path:
         folder = place / uuid.uuid4().hex
@@ -53,9 +60,14 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
             (folder / name).write_text(text)
         return folder
 
-    yield World(nix, tree)
+    yield World(nix, tree, lose)
     if request.param == "real":
         shutil.rmtree(Path(real_state(request)) / "profiles", ignore_errors=True)
+
+
+def lose_path(private: PrivateNix, store_path: str) -> None:
+    """Database and disk forget the path although a root holds it."""
+    private.run("env", "NIX_REMOTE=", "nix-store", "--delete", "--ignore-liveness", store_path)
 
 
 def real_state(request: pytest.FixtureRequest) -> str:
@@ -177,3 +189,63 @@ async def test_a_path_that_is_not_in_the_store_cannot_be_pinned(world: World) ->
     with pytest.raises(CommandError):
         await world.nix.set_generation(SCOUT, 1, missing)
     assert await world.nix.generations(SCOUT) == {}
+
+
+async def built(world: World, number: int) -> str:
+    """A path of its own: what one test loses must not be another's."""
+    spec = Spec().model_dump(mode="json")
+    models = [f"m{number}-{uuid.uuid4().hex[:12]}"]
+    return await world.nix.build(SCOUT, world.tree(agent("")), {**spec, "models": models}, logged)
+
+
+async def test_a_pinned_generation_is_selected_and_no_other(world: World) -> None:
+    one, two = await built(world, 1), await built(world, 2)
+    assert await world.nix.selected(SCOUT) is None
+    with pytest.raises(PermanentError, match="generation 1 of scout"):
+        await world.nix.select(SCOUT, 1)
+    await world.nix.set_generation(SCOUT, 1, one)
+    await world.nix.set_generation(SCOUT, 2, two)
+    assert await world.nix.selected(SCOUT) is None
+    for number in (2, 2, 1):
+        await world.nix.select(SCOUT, number)
+        assert await world.nix.selected(SCOUT) == number
+    with pytest.raises(PermanentError, match="generation 3 of scout"):
+        await world.nix.select(SCOUT, 3)
+    assert await world.nix.selected(SCOUT) == 1
+    assert await world.nix.generations(SCOUT) == {1: one, 2: two}
+
+
+async def test_dropping_forgets_the_selection_too(world: World) -> None:
+    await world.nix.set_generation(SCOUT, 1, await built(world, 1))
+    await world.nix.select(SCOUT, 1)
+    await world.nix.drop_generations(SCOUT)
+    assert await world.nix.selected(SCOUT) is None
+    await world.nix.set_generation(SCOUT, 1, await built(world, 1))
+    assert await world.nix.selected(SCOUT) is None
+
+
+async def test_a_generation_can_be_pinned_to_another_path(world: World) -> None:
+    one, two = await built(world, 1), await built(world, 2)
+    await world.nix.set_generation(SCOUT, 1, one)
+    await world.nix.select(SCOUT, 1)
+    await world.nix.set_generation(SCOUT, 1, two)
+    assert (await world.nix.generations(SCOUT), await world.nix.selected(SCOUT)) == ({1: two}, 1)
+
+
+async def test_a_generation_whose_path_is_lost_is_not_pinned_any_more(world: World) -> None:
+    one, two = await built(world, 1), await built(world, 2)
+    await world.nix.set_generation(SCOUT, 1, one)
+    await world.nix.set_generation(SCOUT, 2, two)
+    await world.nix.select(SCOUT, 1)
+    assert (await world.nix.exists(one), await world.nix.exists(two)) == (True, True)
+    world.lose(one)
+    assert (await world.nix.exists(one), await world.nix.exists(two)) == (False, True)
+    assert await world.nix.generations(SCOUT) == {2: two}
+    assert await world.nix.selected(SCOUT) is None
+    with pytest.raises(PermanentError):
+        await world.nix.select(SCOUT, 1)
+
+
+@pytest.mark.parametrize("path", ["", "/nix", "/nix/store", "/etc/passwd", "/nix/store/../../etc/passwd"])
+async def test_what_is_no_store_path_does_not_exist(world: World, path: str) -> None:
+    assert await world.nix.exists(path) is False

@@ -10,7 +10,7 @@ from typing import Any
 
 from reconciler.effects.protocols import Evaluation, LogSink
 from reconciler.effects.validation import evaluation, refused
-from reconciler.errors import CommandError, CommandRecord, InvalidError, Refusal
+from reconciler.errors import CommandError, CommandRecord, InvalidError, PermanentError, Refusal
 from reconciler.model.names import AgentName
 from tests.fakes.faults import Faults
 from tests.fakes.nixlang import NixError, parse
@@ -19,13 +19,15 @@ from tests.fakes.nixlang import NixError, parse
 class FakeNix:
     """Evaluates the plain-value subset of Nix; store paths are made of the spec's digest.
 
-    `broken`: names whose build fails. `profiles[name]`: number → store path. `builds`: names, in order.
+    `broken`: names whose build fails. `profiles[name]`: number → store path; `pointers[name]`: the selected
+    number. `builds`: names, in order. `store`: paths that exist; what is taken out of it is gone.
     """
 
     def __init__(self, faults: Faults | None = None) -> None:
         self.faults = faults or Faults()
         self.broken: set[AgentName] = set()
         self.profiles: dict[AgentName, dict[int, str]] = {}
+        self.pointers: dict[AgentName, int] = {}
         self.builds: list[AgentName] = []
         self.store: set[str] = set()
 
@@ -74,8 +76,28 @@ class FakeNix:
 
     async def generations(self, name: AgentName) -> dict[int, str]:
         async with self.faults.call("nix.generations", name, changes=False):
-            return dict(self.profiles.get(name, {}))
+            return self._pinned(name)
+
+    async def select(self, name: AgentName, number: int) -> None:
+        async with self.faults.call("nix.select", f"{name} {number}"):
+            if number not in self._pinned(name):
+                raise PermanentError(f"cannot select generation {number} of {name}: it is not pinned")
+            self.pointers[name] = number
+
+    async def selected(self, name: AgentName) -> int | None:
+        async with self.faults.call("nix.selected", name, changes=False):
+            number = self.pointers.get(name)
+            return number if number in self._pinned(name) else None
 
     async def drop_generations(self, name: AgentName) -> None:
         async with self.faults.call("nix.drop_generations", name):
             self.profiles.pop(name, None)
+            self.pointers.pop(name, None)
+
+    async def exists(self, store_path: str) -> bool:
+        async with self.faults.call("nix.exists", store_path, changes=False):
+            return store_path in self.store
+
+    def _pinned(self, name: AgentName) -> dict[int, str]:
+        found = self.profiles.get(name, {})
+        return {number: found[number] for number in sorted(found) if found[number] in self.store}

@@ -20,6 +20,7 @@ from typing import Any
 
 from reconciler.config import Config
 from reconciler.effects import process, sandbox
+from reconciler.effects.nix.profiles import Profiles
 from reconciler.effects.process import MIB, Rlimits
 from reconciler.effects.protocols import Evaluation, LogSink
 from reconciler.effects.validation import evaluation, refused
@@ -43,8 +44,6 @@ _MAX_MESSAGES_BYTES = MIB
 _MAX_REFUSALS = 20
 
 _ERROR_HEAD_BYTES, _ERROR_TAIL_BYTES = 3000, 5000  # newer Nix puts the cause last, older first
-_STORE_S = 30.0
-_GENERATION = re.compile(r"[1-9][0-9]*")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -58,8 +57,8 @@ class RealNix:
     def __init__(self, config: Config, environment: Mapping[str, str] | None = None) -> None:
         self._config = config
         self._modules = Path(config.modules)
-        self._profiles = Path(config.state_dir) / "profiles"
         self._environment = {"NIX_REMOTE": "daemon", **(environment or {})}
+        self._profiles = Profiles(Path(config.state_dir) / "profiles", self._environment)
         self._evaluations = asyncio.Semaphore(config.parallel_builds)
         self._builds = asyncio.Semaphore(config.parallel_builds)
 
@@ -90,7 +89,7 @@ class RealNix:
     async def build(self, name: AgentName, tree: Path, spec_json: Mapping[str, Any], log: LogSink) -> str:
         """Build the agent's root; `tree` is not looked at on the bare platform.
 
-        Until `set_generation` the path is held by the root `profiles/NAME/building`.
+        Until `set_generation` the path is held by the root `building` of its profile.
         """
         del tree
         async with self._builds:
@@ -115,32 +114,34 @@ class RealNix:
                         f"nix-build of {name} printed {path[:200]!r} instead of a store path"
                     )
                 # Before the client's own root goes, so that no collection can come in between.
-                await self._add_root(self._profile(name) / "building", path)
+                await self._profiles.hold(name, path)
         return path
 
     async def set_generation(self, name: AgentName, number: int, store_path: str) -> None:
-        """Pin the path as `profiles/NAME/NUMBER`, registered as a root; `CommandError` if it is not in
-        the store."""
-        link = self._profile(name) / str(number)
-        await self._add_root(link, store_path)
-        building = self._profile(name) / "building"
-        if building.is_symlink() and str(building.readlink()) == store_path:
-            building.unlink()
+        """Pin the path in the agent's profile; `CommandError` if it is not in the store."""
+        await self._profiles.pin(name, number, store_path)
 
     async def generations(self, name: AgentName) -> dict[int, str]:
-        """Pinned generations."""
-        links = self._profile(name).glob("*")
-        return {int(link.name): str(link.readlink()) for link in links if _GENERATION.fullmatch(link.name)}
+        """Pinned generations, by number."""
+        return await self._profiles.pinned(name)
+
+    async def select(self, name: AgentName, number: int) -> None:
+        """Point the agent's profile to a pinned generation."""
+        await self._profiles.select(name, number)
+
+    async def selected(self, name: AgentName) -> int | None:
+        """The generation that the agent's profile points to."""
+        return await self._profiles.selected(name)
 
     async def drop_generations(self, name: AgentName) -> None:
         """Remove the agent's roots; the store forgets them at its next collection."""
-        with contextlib.suppress(FileNotFoundError):
-            await asyncio.to_thread(shutil.rmtree, self._profile(name))
+        await self._profiles.drop(name)
+
+    async def exists(self, store_path: str) -> bool:
+        """Whether the store has that path, valid and on the disk."""
+        return await self._profiles.exists(store_path)
 
     # ------------------------------------------------------------------------------------------- inside
-    def _profile(self, name: AgentName) -> Path:
-        return self._profiles / name
-
     def _can_read(self, path: Path) -> bool:
         """By mode and owner; else the agent would be blamed for what hived did wrong."""
         found, (uid, gid) = path.stat(), process.identity(self._config.build_user)
@@ -191,15 +192,6 @@ class RealNix:
             yield directory, {**self._environment, "HOME": home, "XDG_CACHE_HOME": home, "TMPDIR": home}
         finally:
             shutil.rmtree(directory, ignore_errors=True)
-
-    async def _add_root(self, link: Path, store_path: str) -> None:
-        """Register a link as an indirect root; checks that the path is valid. Safe to repeat."""
-        link.parent.mkdir(parents=True, exist_ok=True)
-        await process.run(
-            ["nix-store", "--add-root", link, "--indirect", "--realise", store_path],
-            timeout_s=_STORE_S,
-            env={**self._environment, "HOME": "/nonexistent"},
-        )
 
 
 def _evaluation_error(error: CommandError, deadline: float) -> InvalidError | TemporaryError:
