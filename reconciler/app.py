@@ -27,6 +27,7 @@ from reconciler.config import Config
 from reconciler.control.accounts import AccountService
 from reconciler.control.agentserver import AgentServers
 from reconciler.control.auth import Ids
+from reconciler.control.meters import TooManyError
 from reconciler.control.server import ControlServer
 from reconciler.effects.clock import SystemClock
 from reconciler.effects.containers.driver import ShimContainers
@@ -48,6 +49,7 @@ from reconciler.passes.loop import Passes
 from reconciler.passes.loop import Presence as SeenByPasses
 from reconciler.plan.facts import Bounds
 from reconciler.plan.steps import Plan
+from reconciler.retention import Retention
 from reconciler.services import Services
 from reconciler.store import agents
 from reconciler.store.db import Store
@@ -109,17 +111,18 @@ class Hived:
             append_log=self.events.append_build_log, wake=self.wake,
         )  # fmt: skip
         self.accounts = AccountService(store, self.clock, ui_port=config.ui_port)
+        self.retention = Retention(store, self.clock, self.events, config.retention)
         self.agents = AgentService(
             store=store, config=config, containers=self.containers, look=self._look, presence=presence,
             voice=self.broker, approvals=self.approvals, spending=self.gateway, wake=self.wake,
             models=lambda model: is_allowed_model(model, config.gateway.allowed_models),
-            last_event_id=self.events.last_id,
+            last_event_id=self.events.last_id, storage=self.retention,
         )  # fmt: skip
         services = Services(
             agents=self.agents, broker=self.broker, approvals=self.approvals, accounts=self.accounts,
             events=self.events,
         )  # fmt: skip
-        self.sites = AgentServers(services, run, state)
+        self.sites = AgentServers(services, run, state, limited=self._agent_limited)
         applier = Applier(
             store=store, containers=self.containers, nix=nix, git=self.git, host_files=files,
             sockets=self.sites, voice=self.broker, builds=self.builds, clock=self.clock,
@@ -156,6 +159,9 @@ class Hived:
             "gateway.limited", event.agent, "", status=event.status, message=event.message, until=event.until
         )
 
+    def _agent_limited(self, name: AgentName, error: TooManyError) -> None:
+        self.events.announce("agent.limited", name, error.sort, sort=error.sort, message=error.message)
+
     def _refused(self, event: RefusalEvent) -> None:
         self.events.announce(
             "gateway.refused", event.agent, event.reason, reason=event.reason, message=event.message
@@ -188,6 +194,7 @@ class Hived:
                 group.create_task(self.gateway.run(), name="gateway"),
                 group.create_task(self.gateway_sync.run(), name="gateway-sync"),
                 group.create_task(self.passes.run(), name="passes"),
+                group.create_task(self.retention.run(), name="retention"),
             ]
             await self.approvals.resume()
             tasks.append(group.create_task(self.approvals.run(), name="approvals"))

@@ -29,6 +29,7 @@ Row = aiosqlite.Row
 Value = str | int | float | bytes | None
 
 READERS = 3
+WAL_KEPT_BYTES = 16 * 1024 * 1024  # what a burst left of the log beyond that is given back at a checkpoint
 BUSY_TIMEOUT_MS = 5000
 _BASE_PRAGMAS = (
     f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}",
@@ -44,6 +45,16 @@ class Written:
 
     row_id: int
     changed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Bytes of a database: the file, what of it is free to be used again, the log beside it, one page."""
+
+    file: int
+    free: int
+    log: int
+    page: int
 
 
 class Reader(Protocol):
@@ -182,7 +193,9 @@ class Database:
             version = await migrate.check(writer, path, folder)
             # Only now: to switch a foreign file to WAL would change it.
             migrate.close_to_others(path)
+            await migrate.make_shrinkable(writer)
             await writer.execute("PRAGMA journal_mode = WAL")
+            await writer.execute(f"PRAGMA journal_size_limit = {WAL_KEPT_BYTES}")
             await writer.execute(f"PRAGMA synchronous = {synchronous}")
             await migrate.migrate(writer, path, folder, version, now)
             readers: asyncio.Queue[aiosqlite.Connection] = asyncio.Queue(READERS)
@@ -241,6 +254,29 @@ class Database:
         """The first row from a read-only connection."""
         rows = await self.all(sql, *values)
         return rows[0] if rows else None
+
+    async def size(self) -> Size:
+        """How large the file is, and how much of it is free."""
+        row = await self.one(
+            "SELECT page_size AS bytes, page_count AS pages, freelist_count AS free "
+            "FROM pragma_page_size, pragma_page_count, pragma_freelist_count"
+        )
+        assert row is not None, "each pragma has one row"
+        log = 0
+        with contextlib.suppress(FileNotFoundError):
+            log = self.path.with_name(f"{self.path.name}-wal").stat().st_size
+        page = row["bytes"]
+        return Size(row["pages"] * page, row["free"] * page, log, page)
+
+    async def shrink(self, pages: int) -> None:
+        """Give at most so many free pages back to the file system; a short write of its own."""
+        async with self._lock:
+            if not self._closed:
+                await _finish(self._vacuum(pages))
+
+    async def _vacuum(self, pages: int) -> None:
+        # As a script: `execute` stops after the first row, which is the first page.
+        await self._writer.executescript(f"PRAGMA incremental_vacuum({pages:d})")
 
     async def backup(self, target: Path) -> None:
         """A consistent copy of the live file by SQLite's online backup."""

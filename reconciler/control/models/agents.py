@@ -180,6 +180,16 @@ class LogLines(Model):
     lines: list[str]
 
 
+class DatabaseSize(Model):
+    """A database of the hive: bytes of its file, how many of them are free to be used again, and of the log
+    beside it."""
+
+    name: str
+    bytes: int
+    free_bytes: int
+    log_bytes: int
+
+
 class HiveStatus(Model):
     """The hive at a glance."""
 
@@ -196,3 +206,5 @@ class HiveStatus(Model):
     audit_head: str
     last_event_id: int
     gateway_connected: bool
+    databases: list[DatabaseSize] = Field(default_factory=list)
+    pruned_at: str | None = None
