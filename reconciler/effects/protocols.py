@@ -245,8 +245,14 @@ class Git(Protocol):
         on another an error."""
         ...
 
+    async def repin(self, name: AgentName, tag: str, commit: Commit, message: str | None = None) -> None:
+        """Put a tag back that somebody removed, moved or broke, as `pin` made it; nothing to do if it is
+        right."""
+        ...
+
     async def tags(self, name: AgentName) -> dict[str, Commit]:
-        """All tags (peeled)."""
+        """All tags (peeled), but those that are broken or whose commit is gone. Cheap while nothing
+        changes."""
         ...
 
     async def main(self, name: AgentName) -> Commit | None:

@@ -117,6 +117,13 @@ class FakeGit:
                 raise PermanentError(f"the tag {tag} is elsewhere", code="conflict")
             repository.messages.setdefault(tag, message)
 
+    async def repin(self, name: AgentName, tag: str, commit: Commit, message: str | None = None) -> None:
+        async with self.faults.call("git.repin", f"{name} {tag}"):
+            repository = self._existing(name)
+            self._commit(name, commit)
+            if repository.tags.get(tag) != commit:
+                repository.tags[tag], repository.messages[tag] = commit, message
+
     async def tags(self, name: AgentName) -> dict[str, Commit]:
         repository = self.repositories.get(name)
         return dict(repository.tags) if repository is not None else {}
