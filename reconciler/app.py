@@ -8,6 +8,7 @@ outside the databases is needed to go on.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ import structlog
 from reconciler.agents import AgentService
 from reconciler.approvals.projection import project_meta, project_tag
 from reconciler.approvals.service import ApprovalService
+from reconciler.approvals.tags import ProposalTags
 from reconciler.broker.broker import MessageBroker
 from reconciler.broker.events import EventLog
 from reconciler.broker.presence import Presence
@@ -40,6 +42,7 @@ from reconciler.errors import PermanentError
 from reconciler.gateway.client import GatewayClient
 from reconciler.gateway.messages import LimitEvent, RefusalEvent
 from reconciler.gatewaysync import GatewaySync
+from reconciler.lifecycle import LifecycleService
 from reconciler.model.names import AgentName
 from reconciler.model.risk import is_allowed_model
 from reconciler.model.states import ProposalState
@@ -48,7 +51,7 @@ from reconciler.passes.builds import Builds
 from reconciler.passes.loop import Passes
 from reconciler.passes.loop import Presence as SeenByPasses
 from reconciler.plan.facts import Bounds
-from reconciler.plan.steps import Plan
+from reconciler.plan.steps import Failed, Plan
 from reconciler.retention import Retention
 from reconciler.services import Services
 from reconciler.store import agents
@@ -118,22 +121,26 @@ class Hived:
             models=lambda model: is_allowed_model(model, config.gateway.allowed_models),
             last_event_id=self.events.last_id, storage=self.retention,
         )  # fmt: skip
+        lifecycle = LifecycleService(
+            store=store, agents=self.agents, approvals=self.approvals, wake=self.wake, now=self.clock.now
+        )
         services = Services(
             agents=self.agents, broker=self.broker, approvals=self.approvals, accounts=self.accounts,
-            events=self.events,
+            events=self.events, lifecycle=lifecycle,
         )  # fmt: skip
         self.sites = AgentServers(services, run, state, limited=self._agent_limited)
+        tags = ProposalTags(store, self.git)
         applier = Applier(
             store=store, containers=self.containers, nix=nix, git=self.git, host_files=files,
-            sockets=self.sites, voice=self.broker, builds=self.builds, clock=self.clock,
+            sockets=self.sites, voice=self.broker, tags=tags, builds=self.builds, clock=self.clock,
             append_log=self.events.append_build_log,
             paths=Paths(agents=state / "agents", sockets=run / "agents", staged=state / "staged"),
         )  # fmt: skip
         bounds = Bounds(hello_s=config.timeouts.hello_s, ready_s=config.timeouts.ready_s)
         self.passes = Passes(
-            store=store, containers=self.containers, host_files=files, sockets=self.sites, builds=self.builds,
-            applier=applier, clock=self.clock, bounds=bounds,
-            resync_s=config.timeouts.resync_s, after_step=self.gateway_sync.poke,
+            store=store, containers=self.containers, nix=nix, tags=tags, host_files=files,
+            sockets=self.sites, builds=self.builds, applier=applier, clock=self.clock, bounds=bounds,
+            resync_s=config.timeouts.resync_s, after_step=self.gateway_sync.poke, on_failure=self._troubled,
             presence=SeenByPasses(
                 self.broker.hello_of, presence.is_ready, self.broker.has_live_turn, presence.set_phase,
                 self.broker.drain,
@@ -149,7 +156,13 @@ class Hived:
 
     async def _look(self, name: AgentName) -> Plan | None:
         found = await self.passes.look(name)
-        return None if found is None else found[2]
+        if found is None:
+            return None
+        error = self.passes.error_of(name)
+        return found[2] if error is None else dataclasses.replace(found[2], outcome=Failed(error, True))
+
+    def _troubled(self, name: AgentName, error: str) -> None:
+        self.events.announce("agent.trouble", name, error, error=error)
 
     async def _before_hello(self, name: AgentName) -> None:
         await self.containers.forbid_user_namespaces(name)

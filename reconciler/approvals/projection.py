@@ -112,13 +112,14 @@ async def advance_main(git: Git, name: AgentName, commit: Commit) -> None:
 
 async def project_meta(git: Git, data: Mapping[str, Any]) -> None:
     """Write down a deployment: `{agent, generation, commit, proposal, store_path}` as
-    `agents/<agent>.json`, one commit of `meta` per change."""
+    `agents/<agent>.json`, one commit of `meta` per change. `{agent, purged}` takes the file away."""
     agent = AgentName(data["agent"])
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", agent):
         raise ValueError(f"{agent!r} is not an agent")
     path = f"agents/{agent}.json"
     text = json.dumps(dict(data), indent=2, sort_keys=True) + "\n"
-    message = f"{agent}: generation {data.get('generation')}"
+    purged = bool(data.get("purged"))
+    message = f"{agent}: purged" if purged else f"{agent}: generation {data.get('generation')}"
     main = await git.main(META)
     if main is None:
         main = await git.create(META, {"flake.nix": _FLAKE}, author=AUTHOR, message="the deploy log begins")
@@ -126,8 +127,12 @@ async def project_meta(git: Git, data: Mapping[str, Any]) -> None:
     for entry in await git.check_tree(META, main):
         if entry.path.startswith("agents/"):
             files[entry.path] = await git.read(META, main, entry.path, entry.size) or ""
-    if files.get(path) == text:
+    if purged:
+        if files.pop(path, None) is None:
+            return
+    elif files.get(path) == text:
         return
-    files[path] = text
+    else:
+        files[path] = text
     commit = await git.commit(META, files, parent=main, author=AUTHOR, message=message)
     await git.set_main(META, commit, expected=main)

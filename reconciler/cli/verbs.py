@@ -133,6 +133,60 @@ _AGENTS = (
         (_AGENT, _DRY_RUN, _YES, _NOTE),
     ),
     Verb(
+        "kept",
+        "Agents",
+        "List destroyed agents whose repository and state are still there.",
+        "lifecycle:kept",
+    ),
+    Verb(
+        "revive",
+        "Agents",
+        "Let a destroyed agent run again from what was kept of it.",
+        "lifecycle:revive",
+        (_AGENT, _DRY_RUN, _NOTE),
+    ),
+    Verb(
+        "purge",
+        "Agents",
+        "Remove for good what was kept of a destroyed agent.",
+        "lifecycle:purge",
+        (
+            _AGENT,
+            option("--confirm", about="its name again, instead of being asked for it", metavar="NAME"),
+            _DRY_RUN,
+            _NOTE,
+        ),
+        (("hive purge scribe --confirm scribe", "its name and uid range are free again"),),
+    ),
+    Verb(
+        "hold",
+        "Agents",
+        "Freeze an agent, or all of them; without either, list what is held.",
+        "lifecycle:hold",
+        (
+            positional("agent", "the agent's name", nargs="?"),
+            switch("--all", about="the whole hive, agents to come included"),
+            _DRY_RUN,
+            _NOTE,
+        ),
+        (
+            ("hive hold scout --note 'looks odd'", "nothing of scout runs any more, within a second"),
+            ("hive hold --all", "nothing of the hive does; restarts and reboots do not change it"),
+        ),
+    ),
+    Verb(
+        "release",
+        "Agents",
+        "Let a held agent, or the hive, go on where it was.",
+        "lifecycle:release",
+        (
+            positional("agent", "the agent's name", nargs="?"),
+            switch("--all", about="take away every hold"),
+            _DRY_RUN,
+            _NOTE,
+        ),
+    ),
+    Verb(
         "model",
         "Agents",
         "Show or override an agent's model.",
@@ -160,6 +214,23 @@ _AGENTS = (
         "logs", "Agents", "Show the end of an agent's console.", "fleet:logs", (_AGENT, _limit("lines", 200))
     ),
     Verb("spec", "Agents", "Show the approved settings of the running generation.", "fleet:spec", (_AGENT,)),
+    Verb(
+        "rollback",
+        "Agents",
+        "Run an earlier generation again, under a new number.",
+        "lifecycle:rollback",
+        (
+            _AGENT,
+            positional(
+                "generation", "its number; without it the last good one before", nargs="?", type=whole
+            ),
+            _NOW,
+            _WAIT,
+            _DRY_RUN,
+            _NOTE,
+        ),
+        (("hive rollback scout --wait", "back to what ran before, and see it come up"),),
+    ),
     Verb(
         "generations", "Agents", "List an agent's generations, newest first.", "fleet:generations", (_AGENT,)
     ),

@@ -13,6 +13,7 @@ from reconciler.control import models as api
 from reconciler.control.auth import Door
 from reconciler.control.call import Call, Route
 from reconciler.control.edge import Param
+from reconciler.control.routes_lifecycle import LIFECYCLE_ROUTES
 from reconciler.errors import OperatorError
 from reconciler.model.states import ProposalState, UserRole
 
@@ -370,6 +371,7 @@ _ACCOUNT_ROUTES = (
 
 ROUTES: tuple[Route, ...] = (
     *_AGENT_ROUTES,
+    *LIFECYCLE_ROUTES,
     *_TALK_ROUTES,
     *_APPROVAL_ROUTES,
     *_HISTORY_ROUTES,

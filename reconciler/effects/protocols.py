@@ -280,6 +280,10 @@ class Git(Protocol):
         """A bundle of `main` for the agent's own clone."""
         ...
 
+    async def remove(self, name: AgentName) -> None:
+        """Remove the repository for good (purge); nothing to do without one."""
+        ...
+
     async def is_ancestor(self, name: AgentName, older: Commit, newer: Commit) -> bool:
         """Whether `newer` contains `older`."""
         ...
@@ -291,7 +295,7 @@ class HostFiles(Protocol):
 
     async def ensure_agent(self, name: AgentName, uid_base: int, *, manager: bool) -> bool:
         """Make `agents/<name>/{state,home,config[,agents]}` owned by BASE+1000 and the run directory owned
-        by BASE; True if changed."""
+        by BASE; True if changed. `PermanentError` code `uid-range` if they were made for another base."""
         ...
 
     async def agent_is_ready(self, name: AgentName, uid_base: int, *, manager: bool) -> bool:

@@ -176,6 +176,10 @@ class FakeGit:
             at = history[-1].parent
         return json.dumps([_plain(commit) for commit in reversed(history)]).encode()
 
+    async def remove(self, name: AgentName) -> None:
+        async with self.faults.call("git.remove", name):
+            self.repositories.pop(name, None)
+
     async def is_ancestor(self, name: AgentName, older: Commit, newer: Commit) -> bool:
         at: Commit | None = newer
         while at is not None and at != older:

@@ -17,6 +17,7 @@ from reconciler.errors import OperatorError
 from reconciler.model.names import AgentName
 from reconciler.model.states import MessageState, ProposalKind, ProposalState, Role, UserRole
 from reconciler.services import Actor, Services
+from tests.fakes.lifecycle import FakeLifecycle
 from tests.fakes.objects import (
     AT,
     COMMIT,
@@ -507,13 +508,14 @@ class FakeEvents:
 
 @dataclass
 class FakeServices:
-    """All five, and the value that servers take."""
+    """All of them, and the value that servers take."""
 
     agents: FakeAgents = field(default_factory=FakeAgents)
     broker: FakeBroker = field(default_factory=FakeBroker)
     approvals: FakeApprovals = field(default_factory=FakeApprovals)
     accounts: FakeAccounts = field(default_factory=FakeAccounts)
     events: FakeEvents = field(default_factory=FakeEvents)
+    lifecycle: FakeLifecycle = field(default_factory=FakeLifecycle)
 
     def bundle(self) -> Services:
-        return Services(self.agents, self.broker, self.approvals, self.accounts, self.events)
+        return Services(self.agents, self.broker, self.approvals, self.accounts, self.events, self.lifecycle)

@@ -10,6 +10,12 @@ Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`.
 | GET /v1/agents · GET /v1/agents/{name} | - | AgentList · Agent | viewer |
 | POST /v1/agents | NewAgent | Proposal | operator |
 | POST /v1/agents/{name}/{start,stop,restart,destroy,cancel,wake} | Act | Agent | operator |
+| GET /v1/holds · POST /v1/{hold,release} | - · Act | HoldList | operator |
+| POST /v1/agents/{name}/{hold,release} | Act | HoldList | operator |
+| POST /v1/agents/{name}/rollback | Rollback | Proposal | operator |
+| GET /v1/kept | - | KeptList | viewer |
+| POST /v1/agents/{name}/revive · …/purge | Act · Purge | Agent · Done | operator |
+| GET, POST /v1/agents/{name}/attachments · POST …/{attachment}/{renew,end} | - | Attachment | operator |
 | POST /v1/agents/{name}/model | SetModel | Agent | operator |
 | GET /v1/agents/{name}/spec | - | SpecView | viewer |
 | GET /v1/agents/{name}/generations | - | GenerationList | viewer |

@@ -137,6 +137,17 @@ class GitRepositories:
             if (await self._tags.read(repository)).get(tag) != commit:
                 await self._tags.write(repository, tag, commit, message, self._now(), create=False)
 
+    async def remove(self, name: AgentName) -> None:
+        """Renamed first, so that a half-removed repository is never taken for one."""
+        async with self._lock(name):
+            path = self._path(name)
+            if name == META:
+                raise ValueError("the deploy log is not an agent's repository")
+            if path.exists():
+                path.rename(path.parent / f".new-{name}-{secrets.token_hex(8)}.git")
+            for left in path.parent.glob(f".new-{name}-{'[0-9a-f]' * 16}.git"):
+                await self._read(shutil.rmtree, left, ignore_errors=True)
+
     async def set_main(self, name: AgentName, commit: Commit, *, expected: Commit | None) -> None:
         """Compare-and-swap; nothing to do if it is there already."""
         async with self._lock(name):
