@@ -78,6 +78,10 @@ class Containers(Protocol):
         """Read from the world, never from memory."""
         ...
 
+    async def statuses(self) -> Mapping[AgentName, ContainerStatus]:
+        """`status` of every name that `list` gives, read at once: for lists of agents and full reads."""
+        ...
+
     async def list(self) -> Sequence[AgentName]:
         """Names that have a record or a unit, running or not, sorted."""
         ...
