@@ -6,7 +6,6 @@ KINDS = (
     "agent.hello",
     "agent.created",
     "agent.crashed",
-    "agent.limited",
     "turn.begun",
     "turn.event",
     "turn.ended",
@@ -20,6 +19,5 @@ KINDS = (
     "draft.started",
     "gateway.limited",
     "gateway.refused",
-    "hive.pruned",
     "audit.row",
 )
