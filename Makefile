@@ -7,7 +7,7 @@ PYTHON := $(firstword $(wildcard /usr/bin/python3 /usr/local/bin/python3) python
 IN_VENV := PYTHONPATH=$(CURDIR) .venv/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-reset deps deps-dev test test-full lint format bench screenshots lock
+.PHONY: help demo demo-reset deps deps-dev beds test test-full lint format bench screenshots lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -24,14 +24,17 @@ deps: ## installs what the demo needs
 deps-dev: ## installs what tests, linters and screenshots need as well
 	@$(PYTHON) -m reconciler.demo.install --dev
 
-test: deps-dev ## linters and all tests; ends with what ran and what was left out, by name
-	@$(PYTHON) checks/test.py $(ARGS)
+beds: deps-dev ## makes the hosts that tests of systemd units run in (cached in ~/.cache/hyperhive)
+	@$(PYTHON) -m checks.bed build
 
-test-full: deps-dev ## the same with long property runs
-	@HYPOTHESIS_PROFILE=full $(PYTHON) checks/test.py $(ARGS)
+test: beds ## linters and all tests; ends with what ran and what was left out, by name
+	@$(PYTHON) -m checks.test $(ARGS)
+
+test-full: beds ## the same with long property runs
+	@HYPOTHESIS_PROFILE=full $(PYTHON) -m checks.test $(ARGS)
 
 lint: deps-dev ## ruff, mypy, import-linter, shellcheck, the web's linters
-	@$(PYTHON) checks/lint.py
+	@$(PYTHON) -m checks.lint
 
 format: deps-dev ## formats the Python code
 	@$(IN_VENV) ruff format .

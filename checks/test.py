@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 
-import lint
+from checks import lint
 
 _TESTS_FAILED = 1
 _NO_TESTS_COLLECTED = 5

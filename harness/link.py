@@ -43,8 +43,10 @@ ANSWER_MAX_BYTES = 4 * 1024 * 1024
 ATTEMPT_S = 20.0
 POLL_S = 25
 LEASES_MAX = 1000
+_PAUSE_S = 2.0
 _GREET_AGAIN = "hello-first"
 _AWAY = frozenset({502, 503, 504})
+_TOO_MANY = 429
 
 Answer = TypeVar("Answer", bound=Wire)
 Content = Callable[[], tuple[Any, Mapping[str, str]]]  # makes body and headers, anew for each attempt
@@ -245,6 +247,8 @@ class Link:
                     except Refused as refusal:
                         if refusal.code == _GREET_AGAIN:
                             self._lost(epoch)
+                        elif refusal.status == _TOO_MANY and deadline_s is None:
+                            await self._sleep(_PAUSE_S)  # nobody waits for this answer: less often, then
                         elif refusal.status not in _AWAY:
                             raise
                     except aiohttp.ClientConnectorError:

@@ -38,6 +38,16 @@ let
       build_s = cfg.timeouts.buildSeconds;
       resync_s = cfg.timeouts.resyncSeconds;
     };
+    retention = {
+      events_days = cfg.retention.eventsDays;
+      transcripts_days = cfg.retention.transcriptsDays;
+      build_logs_days = cfg.retention.buildLogsDays;
+      stats_days = cfg.retention.statsDays;
+      messages_days = cfg.retention.messagesDays;
+      turns_days = cfg.retention.turnsDays;
+      questions_days = cfg.retention.questionsDays;
+      history_max_mib = cfg.retention.historyMaxMib;
+    };
     parallel_builds = cfg.build.parallel;
   };
 

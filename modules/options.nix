@@ -19,6 +19,13 @@ let
       inherit default description;
     };
 
+  days =
+    default: description:
+    mkOption {
+      type = types.ints.between 1 3650;
+      inherit default description;
+    };
+
   name =
     default: description:
     mkOption {
@@ -165,6 +172,22 @@ in
       examineSeconds = seconds 20 "For evaluating a proposal.";
       buildSeconds = seconds 1800 "For building an agent.";
       resyncSeconds = seconds 10 "Between two full looks at every agent.";
+    };
+
+    # What is in use, or was approved, is kept whatever its age; the audit chain and proposals are never pruned.
+    retention = {
+      eventsDays = days 90 "How long the history of events is kept.";
+      transcriptsDays = days 30 "How long the lines of turns are kept.";
+      buildLogsDays = days 90 "How long logs of builds are kept.";
+      statsDays = days 90 "How long figures of turns are kept.";
+      messagesDays = days 30 "How long messages are kept that were consumed or read.";
+      turnsDays = days 30 "How long turns are kept that have ended.";
+      questionsDays = days 90 "How long questions are kept that are closed.";
+      historyMaxMib = mkOption {
+        type = types.ints.between 64 16777216;
+        default = 20480;
+        description = "Transcripts go before their time when the history holds more than so many MiB.";
+      };
     };
   };
 }

@@ -61,6 +61,17 @@ class Spending(Protocol):
     async def rows(self) -> Sequence[api.Spending]: ...
 
 
+class Storage(Protocol):
+    """What the databases take."""
+
+    async def sizes(self) -> Sequence[api.DatabaseSize]: ...
+
+    @property
+    def pruned_at(self) -> str | None:
+        """When they were last pruned by this process."""
+        ...
+
+
 Look = Callable[[AgentName], Awaitable[Plan | None]]
 
 
@@ -81,6 +92,7 @@ class AgentService:
         wake: Callable[[AgentName], None],
         models: Callable[[str], bool],
         last_event_id: Callable[[], Awaitable[int]],
+        storage: Storage,
     ) -> None:
         self._store = store
         self._config = config
@@ -93,6 +105,7 @@ class AgentService:
         self._wake = wake
         self._models = models
         self._last_event_id = last_event_id
+        self._storage = storage
 
     # ------------------------------------------------------------------------------------------- reading
     async def all(self) -> list[api.Agent]:
@@ -236,6 +249,8 @@ class AgentService:
             audit_head=row["audit_head"] or "",
             last_event_id=await self._last_event_id(),
             gateway_connected=self._spending.connected,
+            databases=list(await self._storage.sizes()),
+            pruned_at=self._storage.pruned_at,
         )
 
     # ------------------------------------------------------------------------------------------- steering

@@ -8,6 +8,7 @@ outside the databases is needed to go on.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -20,8 +21,7 @@ import structlog
 from reconciler.agents import AgentService
 from reconciler.approvals.projection import project_meta, project_tag
 from reconciler.approvals.service import ApprovalService
-from reconciler.backup.restore import refuse_half_restored
-from reconciler.backup.service import BackupService
+from reconciler.approvals.tags import ProposalTags
 from reconciler.broker.broker import MessageBroker
 from reconciler.broker.events import EventLog
 from reconciler.broker.presence import Presence
@@ -29,6 +29,7 @@ from reconciler.config import Config
 from reconciler.control.accounts import AccountService
 from reconciler.control.agentserver import AgentServers
 from reconciler.control.auth import Ids
+from reconciler.control.meters import TooManyError
 from reconciler.control.server import ControlServer
 from reconciler.effects.clock import SystemClock
 from reconciler.effects.containers.driver import ShimContainers
@@ -41,6 +42,7 @@ from reconciler.errors import PermanentError
 from reconciler.gateway.client import GatewayClient
 from reconciler.gateway.messages import LimitEvent, RefusalEvent
 from reconciler.gatewaysync import GatewaySync
+from reconciler.lifecycle import LifecycleService
 from reconciler.model.names import AgentName
 from reconciler.model.risk import is_allowed_model
 from reconciler.model.states import ProposalState
@@ -49,7 +51,8 @@ from reconciler.passes.builds import Builds
 from reconciler.passes.loop import Passes
 from reconciler.passes.loop import Presence as SeenByPasses
 from reconciler.plan.facts import Bounds
-from reconciler.plan.steps import Plan
+from reconciler.plan.steps import Failed, Plan
+from reconciler.retention import Retention
 from reconciler.services import Services
 from reconciler.store import agents
 from reconciler.store.db import Store
@@ -111,30 +114,33 @@ class Hived:
             append_log=self.events.append_build_log, wake=self.wake,
         )  # fmt: skip
         self.accounts = AccountService(store, self.clock, ui_port=config.ui_port)
+        self.retention = Retention(store, self.clock, self.events, config.retention)
         self.agents = AgentService(
             store=store, config=config, containers=self.containers, look=self._look, presence=presence,
             voice=self.broker, approvals=self.approvals, spending=self.gateway, wake=self.wake,
             models=lambda model: is_allowed_model(model, config.gateway.allowed_models),
-            last_event_id=self.events.last_id,
+            last_event_id=self.events.last_id, storage=self.retention,
         )  # fmt: skip
-        self.deletions = asyncio.Lock()  # held by whatever deletes for good, and by a backup
-        self.backups = BackupService(store, config, self.clock, self.deletions)
+        lifecycle = LifecycleService(
+            store=store, agents=self.agents, approvals=self.approvals, wake=self.wake, now=self.clock.now
+        )
         services = Services(
             agents=self.agents, broker=self.broker, approvals=self.approvals, accounts=self.accounts,
-            events=self.events, backups=self.backups,
+            events=self.events, lifecycle=lifecycle,
         )  # fmt: skip
-        self.sites = AgentServers(services, run, state)
+        self.sites = AgentServers(services, run, state, limited=self._agent_limited)
+        tags = ProposalTags(store, self.git)
         applier = Applier(
             store=store, containers=self.containers, nix=nix, git=self.git, host_files=files,
-            sockets=self.sites, voice=self.broker, builds=self.builds, clock=self.clock,
+            sockets=self.sites, voice=self.broker, tags=tags, builds=self.builds, clock=self.clock,
             append_log=self.events.append_build_log,
             paths=Paths(agents=state / "agents", sockets=run / "agents", staged=state / "staged"),
         )  # fmt: skip
         bounds = Bounds(hello_s=config.timeouts.hello_s, ready_s=config.timeouts.ready_s)
         self.passes = Passes(
-            store=store, containers=self.containers, host_files=files, sockets=self.sites, builds=self.builds,
-            applier=applier, clock=self.clock, bounds=bounds,
-            resync_s=config.timeouts.resync_s, after_step=self.gateway_sync.poke,
+            store=store, containers=self.containers, nix=nix, tags=tags, host_files=files,
+            sockets=self.sites, builds=self.builds, applier=applier, clock=self.clock, bounds=bounds,
+            resync_s=config.timeouts.resync_s, after_step=self.gateway_sync.poke, on_failure=self._troubled,
             presence=SeenByPasses(
                 self.broker.hello_of, presence.is_ready, self.broker.has_live_turn, presence.set_phase,
                 self.broker.drain,
@@ -150,7 +156,13 @@ class Hived:
 
     async def _look(self, name: AgentName) -> Plan | None:
         found = await self.passes.look(name)
-        return None if found is None else found[2]
+        if found is None:
+            return None
+        error = self.passes.error_of(name)
+        return found[2] if error is None else dataclasses.replace(found[2], outcome=Failed(error, True))
+
+    def _troubled(self, name: AgentName, error: str) -> None:
+        self.events.announce("agent.trouble", name, error, error=error)
 
     async def _before_hello(self, name: AgentName) -> None:
         await self.containers.forbid_user_namespaces(name)
@@ -159,6 +171,9 @@ class Hived:
         self.events.announce(
             "gateway.limited", event.agent, "", status=event.status, message=event.message, until=event.until
         )
+
+    def _agent_limited(self, name: AgentName, error: TooManyError) -> None:
+        self.events.announce("agent.limited", name, error.sort, sort=error.sort, message=error.message)
 
     def _refused(self, event: RefusalEvent) -> None:
         self.events.announce(
@@ -184,7 +199,6 @@ class Hived:
     # ------------------------------------------------------------------------------------- life
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop`; agents go on without hived."""
-        self.backups.sweep()
         await self.broker.start()
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -193,6 +207,7 @@ class Hived:
                 group.create_task(self.gateway.run(), name="gateway"),
                 group.create_task(self.gateway_sync.run(), name="gateway-sync"),
                 group.create_task(self.passes.run(), name="passes"),
+                group.create_task(self.retention.run(), name="retention"),
             ]
             await self.approvals.resume()
             tasks.append(group.create_task(self.approvals.run(), name="approvals"))
@@ -211,14 +226,12 @@ class Hived:
 
     async def close(self) -> None:
         """Release what is left after `run`."""
-        self.backups.close()
         self._release()
 
 
 async def serve(config: Config, make_effects: Callable[[Config], Effects] = real_effects) -> None:
     """Run hived until SIGTERM or SIGINT. `make_effects` is for tests, which put faults into them."""
     state, run = Path(config.state_dir), Path(config.run_dir)
-    refuse_half_restored(state)
     for directory in (state, run, run / "agents"):
         # 0711: the build user passes through to its own trees, and lists nothing.
         directory.mkdir(parents=True, exist_ok=True)

@@ -58,6 +58,27 @@ class Timeouts(_Part):
     resync_s: Annotated[float, Field(gt=0)] = 10.0
 
 
+Days = Annotated[int, Field(ge=1, le=3650)]
+
+
+class Retention(_Part):
+    """How many days history is kept. What is in use, or was approved, is kept whatever its age; the audit
+    chain and proposals are never pruned.
+
+    `messages_days` is for messages that were consumed or read, `turns_days` for turns that ended. Transcripts
+    go before their time when events.db holds more than `history_max_mib`.
+    """
+
+    events_days: Days = 90
+    transcripts_days: Days = 30
+    build_logs_days: Days = 90
+    stats_days: Days = 90
+    messages_days: Days = 30
+    turns_days: Days = 30
+    questions_days: Days = 90
+    history_max_mib: Annotated[int, Field(ge=64, le=16 * 1024 * 1024)] = 20 * 1024
+
+
 class Config(_Part):
     """The whole configuration."""
 
@@ -75,6 +96,7 @@ class Config(_Part):
     gateway: Gateway = Gateway()
     harness: Harness = Harness()
     timeouts: Timeouts = Timeouts()
+    retention: Retention = Retention()
     parallel_builds: Annotated[int, Field(ge=1, le=64)] = 2
 
 

@@ -13,6 +13,7 @@ _TESTS = Path(__file__).parent
 _MARKED = {
     "integration": pytest.mark.integration,
     "security": pytest.mark.integration,
+    "system": pytest.mark.system,
     "e2e": pytest.mark.e2e,
 }
 

@@ -26,8 +26,9 @@ Every call but `hello` (whose body tells both) carries the headers `X-Hive-Wire:
 random id that this harness process gave in `hello`. A JSON body is at most `JSON_MAX_BYTES`.
 
 An error is `{"error": {"code", "message", "hint"}}` with a 4xx or 5xx status. Code `wire-version` (426): this
-harness is of another release than its host; `busy` (503): it has too many calls under way; `hello-first`
-(409): this host process does not know that boot id (it restarted, or another harness said hello since).
+harness is of another release than its host; `busy` (503): it has too many calls under way; `too-many`
+(429, with Retry-After): it called too often; `hello-first` (409): this host process does not know that boot
+id (it restarted, or another harness said hello since).
 """
 
 from __future__ import annotations

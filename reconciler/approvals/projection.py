@@ -7,13 +7,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from reconciler.effects.protocols import Git
 from reconciler.model.names import AgentName, Commit
 from reconciler.model.states import PROPOSAL_ENDS, ProposalState
+from reconciler.store.db import Reader
+from reconciler.store.projections import ExpectedTag, expected_tags
 
 META = AgentName("meta")
+REPAIRED_AT_ONCE = 200
 AUTHOR = "hyperhive"
 _FLAKE = """\
 # Made by hived after each deployment: what runs in this hive, and from which commit. Do not edit.
@@ -52,6 +56,50 @@ async def project_tag(git: Git, data: Mapping[str, Any]) -> None:
         await advance_main(git, name, commit)
 
 
+@dataclass(frozen=True, slots=True)
+class TagDrift:
+    """How the tags of one agent differ from its rows: those that are not there, and those on another
+    commit."""
+
+    missing: tuple[ExpectedTag, ...] = ()
+    moved: tuple[ExpectedTag, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.moved)
+
+
+async def missing_tags(git: Git, db: Reader, name: AgentName) -> TagDrift:
+    """Tags that the rows ask for and git does not show. Reads only, and runs no program while the
+    repository lies as it lay.
+
+    A tag that waits in the outbox is no drift. A broken tag, or one whose commit is gone, is a missing one.
+    """
+    expected = await expected_tags(db, name)
+    there = await git.tags(name) if expected else {}
+    wanted = [one for one in expected if one.after is None or one.after in there]
+    return TagDrift(
+        missing=tuple(one for one in wanted if one.tag not in there),
+        moved=tuple(one for one in wanted if there.get(one.tag, one.commit) != one.commit),
+    )
+
+
+async def repair_tags(git: Git, name: AgentName, drift: TagDrift) -> list[ExpectedTag]:
+    """Make the missing and the moved tags again, some hundred at most; the rest is found by the next look.
+
+    Returns those that cannot be: their commit is not in the repository any more. Safe to repeat.
+    """
+    lost: list[ExpectedTag] = []
+    there: dict[Commit, bool] = {}
+    for one in (*drift.missing, *drift.moved)[:REPAIRED_AT_ONCE]:
+        if one.commit not in there:
+            there[one.commit] = await git.exists(name, one.commit)
+        if there[one.commit]:
+            await git.repin(name, one.tag, one.commit, one.message)
+        else:
+            lost.append(one)
+    return lost
+
+
 async def advance_main(git: Git, name: AgentName, commit: Commit) -> None:
     """Let `main` contain the approved commit. It stays where it is if somebody has gone on from there.
 
@@ -64,13 +112,14 @@ async def advance_main(git: Git, name: AgentName, commit: Commit) -> None:
 
 async def project_meta(git: Git, data: Mapping[str, Any]) -> None:
     """Write down a deployment: `{agent, generation, commit, proposal, store_path}` as
-    `agents/<agent>.json`, one commit of `meta` per change."""
+    `agents/<agent>.json`, one commit of `meta` per change. `{agent, purged}` takes the file away."""
     agent = AgentName(data["agent"])
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", agent):
         raise ValueError(f"{agent!r} is not an agent")
     path = f"agents/{agent}.json"
     text = json.dumps(dict(data), indent=2, sort_keys=True) + "\n"
-    message = f"{agent}: generation {data.get('generation')}"
+    purged = bool(data.get("purged"))
+    message = f"{agent}: purged" if purged else f"{agent}: generation {data.get('generation')}"
     main = await git.main(META)
     if main is None:
         main = await git.create(META, {"flake.nix": _FLAKE}, author=AUTHOR, message="the deploy log begins")
@@ -78,8 +127,12 @@ async def project_meta(git: Git, data: Mapping[str, Any]) -> None:
     for entry in await git.check_tree(META, main):
         if entry.path.startswith("agents/"):
             files[entry.path] = await git.read(META, main, entry.path, entry.size) or ""
-    if files.get(path) == text:
+    if purged:
+        if files.pop(path, None) is None:
+            return
+    elif files.get(path) == text:
         return
-    files[path] = text
+    else:
+        files[path] = text
     commit = await git.commit(META, files, parent=main, author=AUTHOR, message=message)
     await git.set_main(META, commit, expected=main)

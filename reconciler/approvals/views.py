@@ -47,6 +47,7 @@ def proposal(row: ProposalRow, entered: Sequence[tuple[str, int]]) -> api.Propos
         tag=tag_of(row.state, row.id),
         digest=row.digest,
         generation=row.generation,
+        rollback_of=row.rollback_of,
         progress=[api.Progress.model_validate(step) for step in progress],
     )
 

@@ -48,6 +48,7 @@ class Facts:
     turn: bool = False
     compacting: bool = False
     held: bool = False
+    hold_reason: str = ""
     parked_until: int | None = 0
     parked_reason: str = ""
     napping_until: int = 0
@@ -68,6 +69,8 @@ def derive_state(facts: Facts) -> Shown:
     alive = facts.phase in {"starting", "running"}
     if facts.desired is not Desired.RUNNING:
         return Shown(AgentState.STOPPED, "its container is being stopped" if alive else "")
+    if facts.held:
+        return Shown(AgentState.HELD, facts.hold_reason or "held by the operator")
     if facts.phase in {"absent", "exited"}:
         if facts.crashes:
             return Shown(AgentState.CRASHED, facts.rest or "its container ended", facts.retry_at)
@@ -76,8 +79,6 @@ def derive_state(facts: Facts) -> Shown:
         return Shown(AgentState.COMPACTING if facts.compacting else AgentState.THINKING)
     if not facts.hello:
         return Shown(AgentState.STARTING, facts.rest or "its harness has not said hello yet")
-    if facts.held:
-        return Shown(AgentState.HELD, "held by the operator")
     if facts.parked_until != 0:
         return Shown(AgentState.PARKED, facts.parked_reason, facts.parked_until)
     if facts.napping_until:
@@ -315,6 +316,7 @@ class Presence:
             turn=memory.turn is not None,
             compacting=memory.compacting,
             held=bool(row["held"]),
+            hold_reason=row["hold_reason"] or "",
             parked_until=_whole_ms(agents.parked_until(row, now)),
             parked_reason=row["parked_reason"],
             napping_until=_whole_ms(agents.napping_until(row, now)) or 0,

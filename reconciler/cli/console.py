@@ -168,6 +168,14 @@ class Console:
         self.err.flush()
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
+    def ask_for(self, question: str) -> str | None:
+        """What the person types; None without a terminal."""
+        if not (sys.stdin.isatty() and self.err.isatty()):
+            return None
+        self.err.write(visible(question))
+        self.err.flush()
+        return sys.stdin.readline().strip()
+
     # ------------------------------------------------------------------------------------------ helpers
     @staticmethod
     def _columns(headers: Sequence[str], lines: list[list[Cell]]) -> list[list[str]]:

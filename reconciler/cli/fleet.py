@@ -38,6 +38,8 @@ def status(options: Namespace, console: Console) -> int:
     console.say(
         f"{found['agents']} agents, {found['thinking']} thinking, {usd(found['cost_today_usd'])} today"
     )
+    if found["databases"]:
+        console.say(", ".join(f"{one['name']} {one['bytes'] >> 20} MiB" for one in found["databases"]))
     console.say()
     _agent_table(hive.get("/agents")["items"], console)
     return Exit.DONE

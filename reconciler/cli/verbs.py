@@ -133,6 +133,60 @@ _AGENTS = (
         (_AGENT, _DRY_RUN, _YES, _NOTE),
     ),
     Verb(
+        "kept",
+        "Agents",
+        "List destroyed agents whose repository and state are still there.",
+        "lifecycle:kept",
+    ),
+    Verb(
+        "revive",
+        "Agents",
+        "Let a destroyed agent run again from what was kept of it.",
+        "lifecycle:revive",
+        (_AGENT, _DRY_RUN, _NOTE),
+    ),
+    Verb(
+        "purge",
+        "Agents",
+        "Remove for good what was kept of a destroyed agent.",
+        "lifecycle:purge",
+        (
+            _AGENT,
+            option("--confirm", about="its name again, instead of being asked for it", metavar="NAME"),
+            _DRY_RUN,
+            _NOTE,
+        ),
+        (("hive purge scribe --confirm scribe", "its name and uid range are free again"),),
+    ),
+    Verb(
+        "hold",
+        "Agents",
+        "Freeze an agent, or all of them; without either, list what is held.",
+        "lifecycle:hold",
+        (
+            positional("agent", "the agent's name", nargs="?"),
+            switch("--all", about="the whole hive, agents to come included"),
+            _DRY_RUN,
+            _NOTE,
+        ),
+        (
+            ("hive hold scout --note 'looks odd'", "nothing of scout runs any more, within a second"),
+            ("hive hold --all", "nothing of the hive does; restarts and reboots do not change it"),
+        ),
+    ),
+    Verb(
+        "release",
+        "Agents",
+        "Let a held agent, or the hive, go on where it was.",
+        "lifecycle:release",
+        (
+            positional("agent", "the agent's name", nargs="?"),
+            switch("--all", about="take away every hold"),
+            _DRY_RUN,
+            _NOTE,
+        ),
+    ),
+    Verb(
         "model",
         "Agents",
         "Show or override an agent's model.",
@@ -160,6 +214,23 @@ _AGENTS = (
         "logs", "Agents", "Show the end of an agent's console.", "fleet:logs", (_AGENT, _limit("lines", 200))
     ),
     Verb("spec", "Agents", "Show the approved settings of the running generation.", "fleet:spec", (_AGENT,)),
+    Verb(
+        "rollback",
+        "Agents",
+        "Run an earlier generation again, under a new number.",
+        "lifecycle:rollback",
+        (
+            _AGENT,
+            positional(
+                "generation", "its number; without it the last good one before", nargs="?", type=whole
+            ),
+            _NOW,
+            _WAIT,
+            _DRY_RUN,
+            _NOTE,
+        ),
+        (("hive rollback scout --wait", "back to what ran before, and see it come up"),),
+    ),
     Verb(
         "generations", "Agents", "List an agent's generations, newest first.", "fleet:generations", (_AGENT,)
     ),
@@ -314,35 +385,6 @@ _HOST = (
     ),
     Verb("users", "People and host", "List people who may log in.", "history:users"),
     Verb("sessions", "People and host", "List live browser sessions.", "history:sessions"),
-    Verb(
-        "backup",
-        "People and host",
-        "Write the whole hive into one file, while it lives.",
-        "care:backup",
-        (
-            positional("file", "the file; it must not exist"),
-            switch("--without-state", about="leave the agents' own trees out"),
-            switch("--dry-run", about="say what would be in it, and how large"),
-        ),
-        (("hive backup /srv/hive-$(date +%F).tar", "every hash is compared before the file gets its name"),),
-        "Rows, repositories and staged states are of one instant; the agents' trees are read after it, while "
-        "they work. Sockets, pipes, devices and extended attributes are left out. No credential is in it, "
-        "but all that agents know: its mode is 0600, keep it like that.",
-    ),
-    Verb(
-        "restore",
-        "People and host",
-        "Make an empty host hold the hive of a backup; hived must not run.",
-        "care:restore",
-        (
-            positional("file", "what `hive backup` wrote"),
-            switch("--dry-run", about="check all of it, and whether it fits here, and do nothing"),
-            _YES,
-        ),
-        (("hive restore /srv/hive-2026-01-31.tar", "as root, then start hived"),),
-        "Refuses a file that is damaged or newer, a state directory that is not empty, and uids that are "
-        "taken here. Needs root.",
-    ),
     Verb(
         "schema",
         "People and host",

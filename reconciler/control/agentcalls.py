@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from harness import wire
 from reconciler.control import models as api
 from reconciler.control.edge import Param, Value, parse_id
+from reconciler.control.meters import Sort
 from reconciler.control.uploads import UPLOAD_S, Incoming, receive_file, receive_form
 from reconciler.errors import AgentError
 from reconciler.model.names import AgentName, agent_name, commit
@@ -72,7 +73,8 @@ Handler = Callable[[AgentCall], Coroutine[Any, Any, Result]]
 
 @dataclass(frozen=True, slots=True)
 class AgentRoute:
-    """One row. `waits`: a long poll that ends when its client goes. `uploads`: the handler reads the body."""
+    """One row. `waits`: a long poll that ends when its client goes. `uploads`: the handler reads the body.
+    `counts`: with what it is counted (None: reads, uploads or acts, as it is)."""
 
     method: Literal["GET", "POST"]
     path: str
@@ -83,6 +85,14 @@ class AgentRoute:
     waits: bool = False
     uploads: bool = False
     deadline_s: float = DEADLINE_S
+    counts: Sort | None = None
+
+    @property
+    def sort(self) -> Sort:
+        """Which of the agent's meters counts a call."""
+        if self.counts is not None:
+            return self.counts
+        return "reads" if self.method == "GET" else "uploads" if self.uploads else "acts"
 
 
 # ------------------------------------------------------------------------------------------------ handlers
@@ -202,7 +212,11 @@ _DESCRIPTION = Param("description", "string", "What changes and why, at most 200
 _WAITING = WAIT_MAX_S + 10.0
 
 HELLO = AgentRoute(
-    "POST", "/v1/hello", lambda c: c.services.broker.hello(c.agent, c.body(wire.Hello)), wire.Hello
+    "POST",
+    "/v1/hello",
+    lambda c: c.services.broker.hello(c.agent, c.body(wire.Hello)),
+    wire.Hello,
+    counts="hello",
 )
 
 AGENT_ROUTES: tuple[AgentRoute, ...] = (
@@ -224,18 +238,21 @@ AGENT_ROUTES: tuple[AgentRoute, ...] = (
         "/v1/turns",
         lambda c: c.services.broker.begin_turn(c.agent, c.boot, c.body(wire.BeginTurn)),
         wire.BeginTurn,
+        counts="turns",
     ),
     AgentRoute(
         "POST",
         "/v1/turns/{id}/events",
         lambda c: c.services.broker.turn_events(c.agent, c.id, c.body(wire.TurnEvents)),
         wire.TurnEvents,
+        counts="lines",
     ),
     AgentRoute(
         "POST",
         "/v1/turns/{id}/end",
         _done(lambda c: c.services.broker.end_turn(c.agent, c.id, c.body(wire.EndTurn))),
         wire.EndTurn,
+        counts="turns",
     ),
     AgentRoute(
         "POST",

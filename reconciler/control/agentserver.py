@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from harness import wire
 from reconciler.control import edge
 from reconciler.control.agentcalls import AGENT_ROUTES, HELLO, AgentCall, AgentRoute, Result
 from reconciler.control.edge import Running, refusal
+from reconciler.control.meters import RATES, TEXT_BYTES, Meters, Rate, Sort, TooManyError
 from reconciler.control.uploads import Incoming
 from reconciler.errors import AgentError, OperatorError, PermanentError, TemporaryError
 from reconciler.model.names import AgentName
@@ -36,6 +38,9 @@ CONNECTIONS_MAX = 64  # the harness uses at most 33
 CALLS_MAX = 32
 UPLOADS_MAX = 2
 DROP_S = 2.0
+
+Limited = Callable[[AgentName, TooManyError], None]
+"""Told of the first call of a burst that was one too many."""
 
 
 @dataclass(slots=True)
@@ -55,12 +60,23 @@ class _Site:
 class AgentServers:
     """The sites of all agents."""
 
-    def __init__(self, services: Services, run_dir: Path, state_dir: Path) -> None:
+    def __init__(
+        self,
+        services: Services,
+        run_dir: Path,
+        state_dir: Path,
+        *,
+        limited: Limited | None = None,
+        rates: Mapping[Sort, Rate] = RATES,
+    ) -> None:
         self._services = services
+        self._limited = limited
         self._folder = run_dir / "agents"
         self._incoming = Incoming(state_dir / "incoming")
         self._sites: dict[AgentName, _Site] = {}
         self._locks: dict[AgentName, asyncio.Lock] = {}
+        # Of all that ever were served: a new socket is no new burst.
+        self._meters: defaultdict[AgentName, Meters] = defaultdict(lambda: Meters(rates))
         self._incoming.prepare()
 
     def serving(self) -> Sequence[AgentName]:
@@ -153,6 +169,7 @@ class AgentServers:
         async def handle(request: web.Request) -> web.StreamResponse:
             if len(site.running) >= CALLS_MAX:
                 raise TemporaryError(f"{CALLS_MAX} calls are under way already", code="busy")
+            self._count(site, route, 1.0)
             work = self._upload(site, route, request) if route.uploads else self._call(site, route, request)
             result = await site.running.call(work, deadline_s=route.deadline_s, cancellable=route.waits)
             if isinstance(result, bytes):
@@ -160,6 +177,26 @@ class AgentServers:
             return edge.answer(result)
 
         return handle
+
+    def _count(self, site: _Site, route: AgentRoute, cost: float) -> None:
+        """Before anything else is done; raises `TooManyError`. The agent's calls are counted over all of its
+        connections and harnesses."""
+        error = self._meters[site.name].take(route.sort, cost, asyncio.get_running_loop().time())
+        if error is None:
+            return
+        if error.first:
+            log.warning("agent.limited", agent=site.name, sort=error.sort)
+            if self._limited is not None:
+                self._limited(site.name, error)
+        raise error
+
+    def _count_text(self, site: _Site, route: AgentRoute, given: BaseModel) -> None:
+        """What is kept of a message or question grows with its text and with how many get it."""
+        if isinstance(given, wire.SendMessage):
+            each = len(given.body) // TEXT_BYTES
+            self._count(site, route, each + (1 + each) * (len(self._sites) // 4 if given.to == "*" else 0))
+        elif isinstance(given, wire.AskOperator):
+            self._count(site, route, len(given.question) // TEXT_BYTES)
 
     async def _upload(self, site: _Site, route: AgentRoute, request: web.Request) -> Result:
         if site.uploading >= UPLOADS_MAX:
@@ -183,6 +220,7 @@ class AgentServers:
         given: BaseModel | None = None
         if route.request is not None:
             given = await edge.read_model(request, route.request, wire.JSON_MAX_BYTES)
+            self._count_text(site, route, given)
         elif request.can_read_body and not route.uploads:
             await edge.read_body(request, wire.JSON_MAX_BYTES)
         call = AgentCall(

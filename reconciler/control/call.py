@@ -45,6 +45,11 @@ class Call:
         """The number in the path."""
         return parse_id(self.path["id"])
 
+    @property
+    def attachment(self) -> str:
+        """The attachment in the path; one that does not exist is not found."""
+        return self.path["attachment"]
+
     def body(self, model: type[_M]) -> _M:
         """The body, which the route declares to be a `model`."""
         assert isinstance(self.given, model)
@@ -83,5 +88,5 @@ class Route:
     request: type[BaseModel] | None = None
     query: tuple[Param, ...] = ()
     doors: frozenset[Door] = BOTH
-    special: Literal["stream", "archive", "openapi"] | None = None
+    special: Literal["stream", "openapi"] | None = None
     deadline_s: float = DEADLINE_S

@@ -156,8 +156,13 @@ def _path_parameters(route: Route) -> list[dict[str, Any]]:
     schemas: dict[str, dict[str, Any]] = {
         "name": {"type": "string", "pattern": "^[a-z][a-z0-9-]{0,30}$"},
         "id": {"type": "integer", "minimum": 1},
+        "attachment": {"type": "string", "pattern": "^[0-9a-f]{16}$"},
     }
-    about = {"name": "An agent's name.", "id": "The number of the row."}
+    about = {
+        "name": "An agent's name.",
+        "id": "The number of the row.",
+        "attachment": "As `POST …/attachments` answered it.",
+    }
     return [
         {"name": name, "in": "path", "required": True, "schema": schemas[name], "description": about[name]}
         for name in re.findall(r"{(\w+)}", route.path)
@@ -184,11 +189,6 @@ def _query_parameter(param: Param) -> dict[str, Any]:
 
 
 def _success(route: Route) -> dict[str, Any]:
-    if route.special == "archive":
-        return {
-            "description": route.summary,
-            "content": {"application/x-tar": {"schema": {"type": "string"}}},
-        }
     if route.answer is None:
         return {"description": route.summary, "content": {_JSON: {"schema": {"type": "object"}}}}
     reference = {"$ref": _REF.format(model=route.answer.__name__)}

@@ -13,11 +13,11 @@ from reconciler.control import models as api
 from reconciler.control.auth import Door
 from reconciler.control.call import Call, Route
 from reconciler.control.edge import Param
+from reconciler.control.routes_lifecycle import LIFECYCLE_ROUTES
 from reconciler.errors import OperatorError
 from reconciler.model.states import ProposalState, UserRole
 
 OPERATOR = UserRole.OPERATOR
-SLOW_S = 300.0  # reads every file of the hive; `hive` waits as long
 
 # ---------------------------------------------------------------------------------------------- parameters
 _LIMIT = Param("limit", "integer", "At most so many rows.", default=50, low=1, high=500)
@@ -34,7 +34,6 @@ _STATE = Param("state", "string", "Only in this state.", choices=tuple(ProposalS
 _BASE = Param(
     "base", "string", "What to compare with.", default="running", choices=("running", "approved", "proposal")
 )
-_STATE_TOO = Param("state", "integer", "0: leave the agents' own trees out.", default=1, high=1)
 _LINES = Param("lines", "integer", "The last so many lines.", default=200, low=1, high=2000)
 
 
@@ -367,32 +366,12 @@ _ACCOUNT_ROUTES = (
         lambda c: c.services.accounts.sessions(),
         OPERATOR,
     ),
-    Route(
-        "GET",
-        "/v1/backup/plan",
-        "What a backup would hold now, and how large.",
-        api.BackupPlan,
-        lambda c: c.services.backups.plan(),
-        OPERATOR,
-        doors=frozenset({Door.CONTROL}),
-        deadline_s=SLOW_S,
-    ),
-    Route(
-        "GET",
-        "/v1/backup",
-        "The hive as one tar, of this instant; ends with its seal, or with the reason why not.",
-        None,
-        _none,
-        OPERATOR,
-        query=(_STATE_TOO,),
-        doors=frozenset({Door.CONTROL}),
-        special="archive",
-    ),
     Route("GET", "/openapi.json", "This document.", None, _none, None, special="openapi"),
 )
 
 ROUTES: tuple[Route, ...] = (
     *_AGENT_ROUTES,
+    *LIFECYCLE_ROUTES,
     *_TALK_ROUTES,
     *_APPROVAL_ROUTES,
     *_HISTORY_ROUTES,

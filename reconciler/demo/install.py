@@ -28,7 +28,7 @@ _ASSETS = CLONE / "ui/static/vendor"
 _ASSETS_LIST = CLONE / "requirements/vendor.json"
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _APT = ("apt-get", "-o", "DPkg::Lock::Timeout=120", "-y", "--no-install-recommends")
-_PIP_INSTALL = (
+PIP_INSTALL = (
     *("-m", "pip", "install", "--no-input", "--disable-pip-version-check"),
     *("--no-deps", "--only-binary", ":all:", "--require-hashes", "-r"),
 )
@@ -86,6 +86,7 @@ DEV_PACKAGES = (
     Package("fonts-noto-color-emoji", _has_file("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")),
     Package("shellcheck", _has("shellcheck")),
     Package("procps", _has("ps")),
+    Package("mmdebstrap", _has("mmdebstrap")),
 )
 
 
@@ -125,7 +126,7 @@ def is_complete(environment: Environment) -> bool:
     """Whether the environment was made, to the end, from the lock file as it is now."""
     folder = CLONE / environment.folder
     names = (environment.name, *environment.within)
-    return any(_read(folder / f".stamp-{name}") == _lock_digest(name) for name in names)
+    return any(_read(folder / f".stamp-{name}") == lock_digest(name) for name in names)
 
 
 def has_assets() -> bool:
@@ -196,11 +197,11 @@ def _install_environment(environment: Environment) -> None:
         _forget_stamps(folder)
         terminal.run(at, make, env=env, cwd=str(CLONE), deadline_s=120)
         _write(folder / ".base", _interpreter(python))
-        pip = [str(folder / "bin/python"), *_PIP_INSTALL, f"requirements/{environment.name}.txt"]
+        pip = [str(folder / "bin/python"), *PIP_INSTALL, f"requirements/{environment.name}.txt"]
         terminal.run(at, pip, env=env, cwd=str(CLONE), deadline_s=_PIP_DEADLINE_S)
         if environment is HARNESS:
-            _close_cli(folder)
-        _write(folder / f".stamp-{environment.name}", _lock_digest(environment.name))
+            close_cli(folder)
+        _write(folder / f".stamp-{environment.name}", lock_digest(environment.name))
         at.result = f"installed into {environment.folder}"
 
 
@@ -210,7 +211,7 @@ def _fits(folder: Path) -> bool:
     if python is None or _read(folder / ".base") != _interpreter(python):
         return False
     stamps = list(folder.glob(".stamp-*"))
-    return bool(stamps) and all(_read(s) == _lock_digest(s.name.removeprefix(".stamp-")) for s in stamps)
+    return bool(stamps) and all(_read(s) == lock_digest(s.name.removeprefix(".stamp-")) for s in stamps)
 
 
 def _forget_stamps(folder: Path) -> None:
@@ -218,7 +219,7 @@ def _forget_stamps(folder: Path) -> None:
         stamp.unlink()
 
 
-def _close_cli(folder: Path) -> None:
+def close_cli(folder: Path) -> None:
     """Makes the CLI execute-only: the kernel then keeps its memory closed to the shell it starts."""
     for binary in folder.glob("lib/python3*/site-packages/claude_agent_sdk/_bundled/claude"):
         os.chown(binary, 0, 0)
@@ -271,7 +272,7 @@ def _assets_digest() -> str:
     return _digest(_ASSETS_LIST) + _digest(CLONE / "package-lock.json")
 
 
-def _lock_digest(name: str) -> str:
+def lock_digest(name: str) -> str:
     """Of the pins themselves: a comment that changed installs nothing anew."""
     lines = (CLONE / "requirements" / f"{name}.txt").read_text().splitlines()
     return hashlib.sha256("\n".join(x for x in lines if not x.lstrip().startswith("#")).encode()).hexdigest()

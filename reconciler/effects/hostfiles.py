@@ -2,6 +2,7 @@
 
 state_dir/agents/NAME/            root 0700: nobody else passes, whatever the agent does below
     state home config [agents]    BASE+1000 (uid 1000 inside), the agent's own and hostile
+    .uid_base                     BASE, as it was when the directories were made: it never changes
     .unpacked                     digest of the staged state that was unpacked
 run_dir/agents/NAME/              BASE 0700: the sockets, bound read-only into the container
 """
@@ -24,6 +25,7 @@ AGENT_UID = 1000  # inside; on the host BASE + 1000
 _UNPACK_S = 60.0
 _REMOVE_S = 600.0
 _MARKER = ".unpacked"
+_BASE_FILE = ".uid_base"
 _LIMITS = process.Rlimits(
     cpu_s=30, address_space=512 * process.MIB, file_size=statetar.MAX_FILE_BYTES, nofile=64
 )
@@ -37,12 +39,27 @@ class RealHostFiles:
         self._sockets = Path(config.run_dir) / "agents"
 
     async def ensure_agent(self, name: AgentName, uid_base: int, *, manager: bool) -> bool:
-        """Make what is missing; `PermanentError` if a directory belongs to another range."""
+        """Make what is missing, give back what has another owner; `PermanentError` if the directories were
+        made for another range: whoever changed the number must say which is right."""
+        recorded = self._recorded_base(name)
+        if recorded not in {None, uid_base}:
+            raise PermanentError(
+                f"the database says that the uids of {name} begin at {uid_base}, but its directories "
+                f"were made for {recorded}",
+                code="uid-range",
+                hint=f"set uid_base of {name} back to {recorded}, or purge it",
+            )
         wanted = self._wanted(name, uid_base, manager)
-        return any(await asyncio.to_thread(lambda: [_make(*entry) for entry in wanted]))
+        known = recorded is not None
+        changed = any(await asyncio.to_thread(lambda: [_make(*entry, known) for entry in wanted]))
+        if not known:
+            await asyncio.to_thread(_write, self._agents / name / _BASE_FILE, str(uid_base))
+        return changed or not known
 
     async def agent_is_ready(self, name: AgentName, uid_base: int, *, manager: bool) -> bool:
         """Whether every directory is there with its owner."""
+        if self._recorded_base(name) != uid_base:
+            return False
         return all(_is_there(path, owner) for path, owner, _ in self._wanted(name, uid_base, manager))
 
     async def freeze_state(self, tar: Path) -> tuple[str, list[str]]:
@@ -73,13 +90,21 @@ class RealHostFiles:
             user=(owner, owner),
             rlimits=_LIMITS,
         )
-        await asyncio.to_thread(_write_marker, marker, digest)
+        await asyncio.to_thread(_write, marker, digest)
 
     async def remove_agent(self, name: AgentName) -> None:
         """Remove both trees. rm(1) follows no link and does not mind how deep a hostile tree is."""
         for path in (self._agents / name, self._sockets / name):
             if path.exists():
                 await process.run(["rm", "-rf", "--one-file-system", "--", path], timeout_s=_REMOVE_S)
+
+    def _recorded_base(self, name: AgentName) -> int | None:
+        try:
+            return int((self._agents / name / _BASE_FILE).read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise PermanentError(f"{self._agents / name / _BASE_FILE} is damaged") from error
 
     def _wanted(self, name: AgentName, uid_base: int, manager: bool) -> list[tuple[Path, int, int]]:
         """Every directory, parents first, with its owner and mode."""
@@ -94,9 +119,9 @@ class RealHostFiles:
         ]
 
 
-def _make(path: Path, owner: int, mode: int) -> bool:
+def _make(path: Path, owner: int, mode: int, known: bool) -> bool:
     """Make a directory of that owner; True if anything changed. Its mode is set when it is made, and
-    left alone later where the agent owns it."""
+    left alone later where the agent owns it. Another owner is put right only if it is `known` whose it is."""
     made = False
     try:
         path.mkdir(mode=mode, parents=owner == 0)
@@ -106,7 +131,7 @@ def _make(path: Path, owner: int, mode: int) -> bool:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = os.fstat(descriptor)
-        if found.st_uid not in {0, owner}:
+        if found.st_uid not in {0, owner} and not known:
             raise PermanentError(
                 f"{path} belongs to uid {found.st_uid}, not to {owner}",
                 hint="purge what is left of the old agent",
@@ -130,10 +155,10 @@ def _is_there(path: Path, owner: int) -> bool:
     return stat.S_ISDIR(found.st_mode) and (found.st_uid, found.st_gid) == (owner, owner)
 
 
-def _write_marker(marker: Path, digest: str) -> None:
-    temporary = marker.with_name(f"{_MARKER}.new")
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.new")
     with temporary.open("w") as file:
-        file.write(digest)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(marker)
+    temporary.replace(path)

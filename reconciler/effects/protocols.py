@@ -78,6 +78,10 @@ class Containers(Protocol):
         """Read from the world, never from memory."""
         ...
 
+    async def statuses(self) -> Mapping[AgentName, ContainerStatus]:
+        """`status` of every name that `list` gives, read at once: for lists of agents and full reads."""
+        ...
+
     async def list(self) -> Sequence[AgentName]:
         """Names that have a record or a unit, running or not, sorted."""
         ...
@@ -245,8 +249,14 @@ class Git(Protocol):
         on another an error."""
         ...
 
+    async def repin(self, name: AgentName, tag: str, commit: Commit, message: str | None = None) -> None:
+        """Put a tag back that somebody removed, moved or broke, as `pin` made it; nothing to do if it is
+        right."""
+        ...
+
     async def tags(self, name: AgentName) -> dict[str, Commit]:
-        """All tags (peeled)."""
+        """All tags (peeled), but those that are broken or whose commit is gone. Cheap while nothing
+        changes."""
         ...
 
     async def main(self, name: AgentName) -> Commit | None:
@@ -274,6 +284,10 @@ class Git(Protocol):
         """A bundle of `main` for the agent's own clone."""
         ...
 
+    async def remove(self, name: AgentName) -> None:
+        """Remove the repository for good (purge); nothing to do without one."""
+        ...
+
     async def is_ancestor(self, name: AgentName, older: Commit, newer: Commit) -> bool:
         """Whether `newer` contains `older`."""
         ...
@@ -285,7 +299,7 @@ class HostFiles(Protocol):
 
     async def ensure_agent(self, name: AgentName, uid_base: int, *, manager: bool) -> bool:
         """Make `agents/<name>/{state,home,config[,agents]}` owned by BASE+1000 and the run directory owned
-        by BASE; True if changed."""
+        by BASE; True if changed. `PermanentError` code `uid-range` if they were made for another base."""
         ...
 
     async def agent_is_ready(self, name: AgentName, uid_base: int, *, manager: bool) -> bool:

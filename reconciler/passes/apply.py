@@ -23,6 +23,7 @@ from reconciler.model.names import AgentName
 from reconciler.model.spec import Limits
 from reconciler.model.states import Role
 from reconciler.passes.builds import Builds
+from reconciler.passes.endings import LOG_LINES, Endings, Voice
 from reconciler.plan.steps import Kind, Step
 from reconciler.store import deployments
 from reconciler.store.db import Store
@@ -31,9 +32,6 @@ from reconciler.store.deployments import AgentFacts, Candidate
 log = structlog.get_logger("passes")
 
 PROMPT_MAX_BYTES = 65536
-HEALTHY_AFTER_S = 60.0
-CRASH_LOG_LINES = 20
-BODY_MAX = 60_000
 
 
 class Sockets(Protocol):
@@ -44,10 +42,11 @@ class Sockets(Protocol):
     def is_served(self, name: AgentName) -> bool: ...
 
 
-class Voice(Protocol):
-    """What passes tell agents and the operator."""
+class Tags(Protocol):
+    """The tags of proposals in the agents' repositories, made from the rows."""
 
-    async def harness_gone(self, agent: AgentName) -> None: ...
+    async def are_there(self, name: AgentName) -> bool: ...
+    async def restore(self, name: AgentName) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +71,7 @@ class Applier:
         host_files: HostFiles,
         sockets: Sockets,
         voice: Voice,
+        tags: Tags,
         builds: Builds,
         clock: Clock,
         paths: Paths,
@@ -84,8 +84,9 @@ class Applier:
         self._host_files = host_files
         self._sockets = sockets
         self._voice = voice
+        self._tags = tags
+        self._endings = Endings(store=store, containers=containers, voice=voice, clock=clock)
         self._builds = builds
-        self._clock = clock
         self._paths = paths
         self._append_log = append_log
 
@@ -107,10 +108,40 @@ class Applier:
             case Kind.CLEAR:
                 await self._voice.harness_gone(name)
                 await self._containers.clear(name)
-            case Kind.REPORT_CRASH:
-                await self._report_crash(facts, status)
+            case Kind.REPORT_CRASH | Kind.REPORT_STOP:
+                await self._endings.report(facts, status, crashed=step.kind is Kind.REPORT_CRASH)
+            case Kind.FREEZE | Kind.THAW:
+                frozen = step.kind is Kind.FREEZE
+                await (self._containers.freeze(name) if frozen else self._containers.thaw(name))
+            case Kind.REFRESH_UNIT | Kind.PIN_GENERATION | Kind.RESTORE_TAGS:
+                await self._repair(step, facts)
+            case Kind.PURGE:
+                await self._purge(name)
             case Kind.BUILD | Kind.ACTIVATE | Kind.CONFIRM | Kind.ROLL_BACK | Kind.ABANDON:
                 await self._deploy(step, facts, _candidate(facts), status)
+
+    async def _repair(self, step: Step, facts: AgentFacts) -> None:
+        """Mend in place what somebody else changed, and write it down."""
+        name, current = facts.desired.name, facts.desired.current
+        match step.kind:
+            case Kind.REFRESH_UNIT:
+                await self._containers.refresh(name)
+            case Kind.RESTORE_TAGS:
+                await self._tags.restore(name)
+            case _:
+                assert current is not None, "only a deployed generation is pinned"
+                await self._nix.set_generation(name, current.generation, current.toplevel)
+                await self._nix.select(name, current.generation)
+        async with self._store.state.transaction() as tx:
+            await deployments.record_repair(tx, name, str(step.kind), step.reason)
+
+    async def _purge(self, name: AgentName) -> None:
+        """The row goes last: killed in between, the next pass does the rest."""
+        await self._nix.drop_generations(name)
+        await self._host_files.remove_agent(name)
+        await self._git.remove(name)
+        async with self._store.state.transaction() as tx:
+            await deployments.purge(tx, name)
 
     async def _deploy(
         self, step: Step, facts: AgentFacts, candidate: Candidate, status: ContainerStatus
@@ -181,41 +212,9 @@ class Applier:
         await self._containers.stop(name)
         await self._voice.harness_gone(name)
 
-    async def _report_crash(self, facts: AgentFacts, status: ContainerStatus) -> None:
-        name = facts.desired.name
-        assert status.invocation is not None, "an exited container has an invocation"
-        how = describe_end(status)
-        lines = await self._containers.logs(name, CRASH_LOG_LINES)
-        ran_s = self._clock.now() - (status.started_at or self._clock.now())
-        detail = {
-            "unit": status.unit,
-            "exit_code": status.exit_code,
-            "signal": status.signal,
-            "oom": status.oom,
-            "how": how,
-        }
-        await self._voice.harness_gone(name)
-        receiver = "operator" if facts.role is Role.MANAGER else "manager"
-        body = "\n".join(
-            [
-                f"container_crash: {name} ended and nobody asked for it: {how}",
-                f"unit {status.unit or '-'}, invocation {status.invocation}",
-                "last lines of its console:",
-                *lines,
-            ]
-        )
-        async with self._store.state.transaction() as tx:
-            await deployments.record_crash(
-                tx,
-                name,
-                status.invocation,
-                healthy=ran_s >= HEALTHY_AFTER_S,
-                detail=detail,
-                receiver=receiver,
-                body=body[:BODY_MAX],
-            )
-
     async def _confirm(self, candidate: Candidate) -> None:
+        assert candidate.generation is not None, "what is probed has a generation"
+        await self._nix.select(candidate.agent, candidate.generation)
         async with self._store.state.transaction() as tx:
             await deployments.confirm(tx, candidate)
         await self._append_log(candidate.proposal, [f"deployed as generation {candidate.generation}"])
@@ -223,7 +222,7 @@ class Applier:
     async def _roll_back(self, step: Step, facts: AgentFacts, status: ContainerStatus) -> None:
         candidate = _candidate(facts)
         name = facts.desired.name
-        lines = await self._containers.logs(name, CRASH_LOG_LINES)
+        lines = await self._containers.logs(name, LOG_LINES)
         current = facts.desired.current
         back = (
             f"rolled back to generation {current.generation}" if current else "there is no earlier generation"
@@ -240,14 +239,3 @@ def _candidate(facts: AgentFacts) -> Candidate:
     if facts.candidate is None:
         raise PermanentError(f"{facts.desired.name} has no deployment")
     return facts.candidate
-
-
-def describe_end(status: ContainerStatus) -> str:
-    """How a container ended, in words."""
-    if status.oom:
-        return "out of memory"
-    if status.signal is not None:
-        return f"killed by signal {status.signal}"
-    if status.exit_code is not None:
-        return f"exited with {status.exit_code}"
-    return "its exit status is not known"

@@ -9,16 +9,18 @@ from typing import Protocol
 
 import structlog
 
-from reconciler.effects.protocols import Clock, Containers, ContainerStatus, HostFiles
+from reconciler.effects.protocols import Clock, Containers, ContainerStatus, HostFiles, Nix
 from reconciler.errors import HiveError, TemporaryError
+from reconciler.model.instants import micros
 from reconciler.model.names import AgentName
 from reconciler.model.states import Role
-from reconciler.passes.apply import HEALTHY_AFTER_S, Applier, Sockets
+from reconciler.passes.apply import Applier, Sockets, Tags
 from reconciler.passes.builds import Builds
+from reconciler.passes.endings import HEALTHY_AFTER_S
 from reconciler.plan.facts import Actual, Bounds
 from reconciler.plan.planner import plan
 from reconciler.plan.steps import Again, Failed, Outcome, Plan, Settled, Waiting
-from reconciler.store import deployments
+from reconciler.store import attachments, deployments
 from reconciler.store.db import Store
 from reconciler.store.deployments import AgentFacts
 
@@ -62,6 +64,8 @@ class Passes:
         *,
         store: Store,
         containers: Containers,
+        nix: Nix,
+        tags: Tags,
         host_files: HostFiles,
         sockets: Sockets,
         builds: Builds,
@@ -71,9 +75,12 @@ class Passes:
         bounds: Bounds,
         resync_s: float,
         after_step: Callable[[], None],
+        on_failure: Callable[[AgentName, str], None],
     ) -> None:
         self._store = store
         self._containers = containers
+        self._nix = nix
+        self._tags = tags
         self._host_files = host_files
         self._sockets = sockets
         self._builds = builds
@@ -83,11 +90,13 @@ class Passes:
         self._bounds = bounds
         self._resync_s = resync_s
         self._after_step = after_step
+        self._on_failure = on_failure
         self._queue: dict[AgentName, None] = {}
         self._ready = asyncio.Event()
         self._busy: set[AgentName] = set()
         self._timers: dict[AgentName, asyncio.TimerHandle] = {}
         self._failures: dict[AgentName, int] = {}
+        self._errors: dict[AgentName, str] = {}
         self.first_read = asyncio.Event()
         self.passes_done = 0
 
@@ -153,16 +162,29 @@ class Passes:
         """One of the three places that catch everything: a bug in one agent's pass must not end the
         others'."""
         try:
-            return await self.run_pass(name)
+            outcome = await self.run_pass(name)
         except TemporaryError as error:
             log.warning("pass.temporary", agent=name, error=str(error))
-            return Failed(str(error), temporary=True)
+            return self._failed(name, str(error))
         except HiveError as error:
             log.warning("pass.failed", agent=name, error=str(error))
-            return Failed(str(error), temporary=True)
+            return self._failed(name, str(error))
         except Exception as error:
             log.exception("pass.bug", agent=name)
-            return Failed(f"internal error: {error}", temporary=True)
+            return self._failed(name, f"internal error: {error}")
+        self._errors.pop(name, None)
+        return outcome
+
+    def _failed(self, name: AgentName, error: str) -> Failed:
+        """Told once for each different error, not at each try."""
+        if self._errors.get(name) != error:
+            self._errors[name] = error
+            self._on_failure(name, error)
+        return Failed(error, temporary=True)
+
+    def error_of(self, name: AgentName) -> str | None:
+        """Why the last pass of the agent failed; None if it did not."""
+        return self._errors.get(name)
 
     # ------------------------------------------------------------------------------------------- one pass
     async def run_pass(self, name: AgentName) -> Outcome:
@@ -203,8 +225,24 @@ class Passes:
             ),
             sockets=self._sockets.is_served(name),
             host_restarted=status.host_restarted,
+            stop_asked=status.stop_asked,
+            frozen=status.frozen,
+            attached=await attachments.is_attached(self._store.state, name, micros(self._clock.now())),
+            drift=status.drift,
+            pinned=await self._is_pinned(facts),
+            tagged=await self._tags.are_there(name),
         )
         return facts, status, plan(facts.desired, actual, self._clock.now(), self._bounds)
+
+    async def _is_pinned(self, facts: AgentFacts) -> bool:
+        """Whether the profile holds and points to the generation that should run. While another one is
+        probed, the profile may be ahead."""
+        current, name = facts.desired.current, facts.desired.name
+        if current is None or facts.desired.deployment is not None:
+            return True
+        if await self._nix.selected(name) != current.generation:
+            return False
+        return (await self._nix.generations(name)).get(current.generation) == current.toplevel
 
     async def _forgive(self, facts: AgentFacts, status: ContainerStatus) -> None:
         if facts.desired.crashes.count == 0 or status.phase != "running" or status.started_at is None:

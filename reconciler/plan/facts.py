@@ -48,7 +48,10 @@ class Crashes:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What should be true of one agent."""
+    """What should be true of one agent.
+
+    `held`: the operator froze it (or the hive). `purge`: destroyed, and its kept state is to go, too.
+    """
 
     name: AgentName
     state: DesiredState
@@ -57,6 +60,8 @@ class Desired:
     restart_wanted: bool = False
     stop_intent: str | None = None
     crashes: Crashes = Crashes()
+    held: bool = False
+    purge: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,10 @@ class Actual:
 
     `phase`, `toplevel`, `invocation`, `started_at` are of its container; `hello`: its harness has greeted
     since that start; `busy`: a turn is live; `attached`: a person has a terminal in it; `host_restarted`: it
-    ended because the host did.
+    ended because the host did; `stop_asked`: because somebody stopped it; `frozen`: it is suspended.
+
+    `drift`: what of its unit differs from how it was set up; `pinned`: its profile holds and points to the
+    generation that should run; `tagged`: its repository has the tags of its proposals.
     """
 
     phase: Literal["absent", "starting", "running", "exited"] = "absent"
@@ -79,6 +87,11 @@ class Actual:
     directories: bool = False
     sockets: bool = False
     host_restarted: bool = False
+    stop_asked: bool = False
+    frozen: bool = False
+    drift: tuple[str, ...] = ()
+    pinned: bool = True
+    tagged: bool = True
 
     @property
     def alive(self) -> bool:

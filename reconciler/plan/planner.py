@@ -2,7 +2,8 @@
 
 Laws (tests/property): applying a plan to a faithful model reaches desired; a second plan is empty; a
 container with a live turn or an attached person is stopped only if the operator asked for it; nothing is
-stopped or built without a decision in the input; from every crash point the next plan converges.
+stopped or built without a decision in the input; a held agent is neither started nor let go on; state is
+destroyed only by a purge; from every crash point the next plan converges.
 """
 
 from __future__ import annotations
@@ -21,11 +22,25 @@ def plan(desired: Desired, actual: Actual, now: float, bounds: Bounds) -> Plan:
     if desired.state is Want.DESTROYED:
         return _plan_away(desired, actual, "the agent is destroyed")
     deployment = desired.deployment
+    if desired.state is Want.STOPPED and deployment is None:
+        return _plan_away(desired, actual, "the operator stopped the agent")
+    if desired.held:
+        return _plan_held(desired, actual)
+    if actual.frozen:
+        return Plan((Step(Kind.THAW, "the operator released it"),), Again(0))
     if deployment is not None:
         return _plan_deployment(desired, deployment, actual, now, bounds)
-    if desired.state is Want.STOPPED:
-        return _plan_away(desired, actual, "the operator stopped the agent")
     return _plan_running(desired, actual, now, bounds)
+
+
+def _plan_held(desired: Desired, actual: Actual) -> Plan:
+    """It stays as it is, and suspended if it runs: nothing is built, started, stopped or mended meanwhile."""
+    steps = []
+    if actual.phase == "running" and not actual.frozen:
+        steps.append(Step(Kind.FREEZE, "the operator holds it"))
+    if actual.phase == "exited" and not _is_expected(desired, actual):
+        steps.append(_report(actual))
+    return Plan(tuple(steps), Waiting("the operator to release it"))
 
 
 def _prepare(actual: Actual) -> list[Step]:
@@ -47,6 +62,8 @@ def _plan_away(desired: Desired, actual: Actual, reason: str) -> Plan:
         steps.append(Step(Kind.CLEAR, reason))
     if actual.sockets:
         steps.append(Step(Kind.DROP_SOCKETS, reason))
+    if desired.state is Want.DESTROYED and desired.purge:
+        steps.append(Step(Kind.PURGE, "the operator purged what was kept of it"))
     return Plan(tuple(steps), Settled())
 
 
@@ -69,7 +86,9 @@ def _plan_probe(deployment: Deployment, actual: Actual, now: float, bounds: Boun
     label = f"proposal {deployment.proposal}"
     since = deployment.activating_at if deployment.activating_at is not None else now
     is_candidate = actual.toplevel == deployment.toplevel and (actual.started_at or 0.0) >= since
-    is_candidate = is_candidate and not actual.host_restarted  # that says nothing about the commit
+    # Neither says anything about the commit.
+    is_candidate = is_candidate and not actual.host_restarted
+    is_candidate = is_candidate and not (actual.phase == "exited" and actual.stop_asked)
     if not is_candidate:
         steps = []
         if actual.alive:
@@ -108,7 +127,7 @@ def _plan_running(desired: Desired, actual: Actual, now: float, bounds: Bounds) 
         return Plan((), Waiting("an approved proposal that deploys"))
     if actual.phase == "exited":
         return _plan_exited(desired, actual, now, bounds)
-    steps = _prepare(actual)
+    steps = _prepare(actual) + _repair(actual)
     if not actual.alive:
         delay = _delay_left(desired, now, bounds)
         if desired.crashes.count >= bounds.crashloop:
@@ -137,9 +156,33 @@ def _plan_exited(desired: Desired, actual: Actual, now: float, bounds: Bounds) -
         return Plan((Step(Kind.CLEAR, "the host was started again"),), Again(0))
     if actual.invocation == desired.stop_intent:
         return Plan((Step(Kind.CLEAR, "it was stopped on purpose"),), Again(0))
-    if desired.crashes.told != actual.invocation:
-        return Plan((Step(Kind.REPORT_CRASH, "its container ended and nobody asked for it"),), Again(0))
-    return Plan((Step(Kind.CLEAR, "its crash is told"),), Again(max(0.0, _delay_left(desired, now, bounds))))
+    if not _is_expected(desired, actual):
+        return Plan((_report(actual),), Again(0))
+    return Plan((Step(Kind.CLEAR, "its end is told"),), Again(max(0.0, _delay_left(desired, now, bounds))))
+
+
+def _is_expected(desired: Desired, actual: Actual) -> bool:
+    """Whether an end needs no words: hived asked for it, the host went with it, or it was told."""
+    known = {desired.stop_intent, desired.crashes.told}
+    return actual.host_restarted or actual.invocation in known
+
+
+def _report(actual: Actual) -> Step:
+    if actual.stop_asked:
+        return Step(Kind.REPORT_STOP, "somebody stopped its unit by hand")
+    return Step(Kind.REPORT_CRASH, "its container ended and nobody asked for it")
+
+
+def _repair(actual: Actual) -> list[Step]:
+    """What somebody else changed and can be mended in place."""
+    steps = [Step(Kind.REFRESH_UNIT, reason) for reason in actual.drift[:1]]
+    if not actual.pinned:
+        steps.append(
+            Step(Kind.PIN_GENERATION, "its profile does not point to the generation that should run")
+        )
+    if not actual.tagged:
+        steps.append(Step(Kind.RESTORE_TAGS, "tags of its proposals are missing in its repository"))
+    return steps
 
 
 def _delay_left(desired: Desired, now: float, bounds: Bounds) -> float:

@@ -27,9 +27,16 @@ class Kind(StrEnum):
     STOP = "stop"
     CLEAR = "clear"
     REPORT_CRASH = "report_crash"
+    REPORT_STOP = "report_stop"
+    FREEZE = "freeze"
+    THAW = "thaw"
+    REFRESH_UNIT = "refresh_unit"
+    PIN_GENERATION = "pin_generation"
+    RESTORE_TAGS = "restore_tags"
     CONFIRM = "confirm"
     ROLL_BACK = "roll_back"
     ABANDON = "abandon"
+    PURGE = "purge"
 
 
 COSTS: dict[Kind, Cost] = {
@@ -42,10 +49,21 @@ COSTS: dict[Kind, Cost] = {
     Kind.STOP: Cost.RESTART,
     Kind.CLEAR: Cost.IN_PLACE,
     Kind.REPORT_CRASH: Cost.IN_PLACE,
+    Kind.REPORT_STOP: Cost.IN_PLACE,
+    Kind.FREEZE: Cost.IN_PLACE,
+    Kind.THAW: Cost.IN_PLACE,
+    Kind.REFRESH_UNIT: Cost.IN_PLACE,
+    Kind.PIN_GENERATION: Cost.IN_PLACE,
+    Kind.RESTORE_TAGS: Cost.IN_PLACE,
     Kind.CONFIRM: Cost.IN_PLACE,
     Kind.ROLL_BACK: Cost.RESTART,
     Kind.ABANDON: Cost.IN_PLACE,
+    Kind.PURGE: Cost.DESTROYS_STATE,
 }
+
+
+# Mendings of what somebody else changed: told in the history, as nobody asked hived for them.
+REPAIRS = frozenset({Kind.REFRESH_UNIT, Kind.PIN_GENERATION, Kind.RESTORE_TAGS})
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 from reconciler.model.names import AgentName
 from reconciler.store.db import Reader, Row, Tx
-from reconciler.store.holds import IS_HELD
+from reconciler.store.holds import HOLD_REASON, IS_HELD
 
 
 async def get(reader: Reader, name: str) -> Row | None:
     """The agent's row (and `held`), destroyed ones included; None if there never was one."""
     return await reader.one(
-        f"SELECT a.*, {IS_HELD} AS held FROM agents a WHERE a.name = ?",  # noqa: S608 - constant text
+        f"SELECT a.*, {IS_HELD} AS held, {HOLD_REASON} AS hold_reason "  # noqa: S608 - constant text
+        "FROM agents a WHERE a.name = ?",
         name,
     )
 

@@ -29,6 +29,7 @@ Row = aiosqlite.Row
 Value = str | int | float | bytes | None
 
 READERS = 3
+WAL_KEPT_BYTES = 16 * 1024 * 1024  # what a burst left of the log beyond that is given back at a checkpoint
 BUSY_TIMEOUT_MS = 5000
 _BASE_PRAGMAS = (
     f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}",
@@ -44,6 +45,16 @@ class Written:
 
     row_id: int
     changed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Bytes of a database: the file, what of it is free to be used again, the log beside it, one page."""
+
+    file: int
+    free: int
+    log: int
+    page: int
 
 
 class Reader(Protocol):
@@ -153,21 +164,6 @@ def chain(previous: str, payload: str) -> str:
     return hashlib.sha256(previous.encode() + b"\n" + payload.encode()).hexdigest()
 
 
-class Picture:
-    """A database at one instant, by a connection of its own: never half a transaction, however long it
-    takes."""
-
-    def __init__(self, connection: aiosqlite.Connection) -> None:
-        self._connection = connection
-
-    async def copy(self, target: Path) -> None:
-        """Write it to a new file, one file that needs no other beside it."""
-        migrate.create_private(target)
-        async with aiosqlite.connect(target) as copy:
-            await self._connection.backup(copy)
-            await copy.execute("PRAGMA journal_mode = DELETE")
-
-
 class Database:
     """One SQLite file with one writer and a few readers."""
 
@@ -197,7 +193,9 @@ class Database:
             version = await migrate.check(writer, path, folder)
             # Only now: to switch a foreign file to WAL would change it.
             migrate.close_to_others(path)
+            await migrate.make_shrinkable(writer)
             await writer.execute("PRAGMA journal_mode = WAL")
+            await writer.execute(f"PRAGMA journal_size_limit = {WAL_KEPT_BYTES}")
             await writer.execute(f"PRAGMA synchronous = {synchronous}")
             await migrate.migrate(writer, path, folder, version, now)
             readers: asyncio.Queue[aiosqlite.Connection] = asyncio.Queue(READERS)
@@ -257,24 +255,34 @@ class Database:
         rows = await self.all(sql, *values)
         return rows[0] if rows else None
 
-    @contextlib.asynccontextmanager
-    async def picture(self) -> AsyncIterator[Picture]:
-        """The file as it is now, for as long as this is held; writers go on meanwhile."""
-        connection = await _connect(self.path, "ro")
-        try:
-            await connection.execute("PRAGMA query_only = ON")
-            await connection.execute("BEGIN")
-            await connection.execute_fetchall(
-                "SELECT count(*) FROM sqlite_schema"
-            )  # now it sees this instant
-            yield Picture(connection)
-        finally:
-            await connection.close()
+    async def size(self) -> Size:
+        """How large the file is, and how much of it is free."""
+        row = await self.one(
+            "SELECT page_size AS bytes, page_count AS pages, freelist_count AS free "
+            "FROM pragma_page_size, pragma_page_count, pragma_freelist_count"
+        )
+        assert row is not None, "each pragma has one row"
+        log = 0
+        with contextlib.suppress(FileNotFoundError):
+            log = self.path.with_name(f"{self.path.name}-wal").stat().st_size
+        page = row["bytes"]
+        return Size(row["pages"] * page, row["free"] * page, log, page)
+
+    async def shrink(self, pages: int) -> None:
+        """Give at most so many free pages back to the file system; a short write of its own."""
+        async with self._lock:
+            if not self._closed:
+                await _finish(self._vacuum(pages))
+
+    async def _vacuum(self, pages: int) -> None:
+        # As a script: `execute` stops after the first row, which is the first page.
+        await self._writer.executescript(f"PRAGMA incremental_vacuum({pages:d})")
 
     async def backup(self, target: Path) -> None:
         """A consistent copy of the live file by SQLite's online backup."""
-        async with self.picture() as picture:
-            await picture.copy(target)
+        migrate.create_private(target)
+        async with aiosqlite.connect(target) as copy:
+            await self._writer.backup(copy)
 
     async def close(self) -> None:
         """Close all connections; safe to repeat."""

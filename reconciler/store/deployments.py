@@ -13,6 +13,7 @@ from reconciler.model.states import ProposalState, Role
 from reconciler.plan.facts import Crashes, Deployment, Desired, Target
 from reconciler.store import outbox
 from reconciler.store.db import Database, Row, Tx
+from reconciler.store.holds import IS_HELD
 
 MICRO = 1_000_000
 ERROR_MAX = 8192
@@ -54,7 +55,10 @@ async def names(db: Database) -> list[AgentName]:
 
 async def read(db: Database, name: AgentName, *, building: bool) -> AgentFacts | None:
     """The desired side of one agent; None if there is no such agent."""
-    row = await db.one("SELECT * FROM agents WHERE name = ?", name)
+    row = await db.one(
+        f"SELECT a.*, {IS_HELD} AS held FROM agents a WHERE a.name = ?",  # noqa: S608 - constant text
+        name,
+    )
     if row is None:
         return None
     candidate = await _candidate(db, name)
@@ -81,6 +85,8 @@ async def read(db: Database, name: AgentName, *, building: bool) -> AgentFacts |
             row["crashed_at"] / MICRO if row["crashed_at"] is not None else None,
             row["crash_seen"],
         ),
+        held=bool(row["held"]),
+        purge=bool(row["purge_wanted"]),
     )
     return AgentFacts(desired, Role(row["role"]), row["uid_base"], candidate, spec)
 
@@ -159,8 +165,10 @@ async def set_built(tx: Tx, proposal: int, store_path: str) -> None:
 
 
 async def activate(tx: Tx, candidate: Candidate, number: int, prompt: str) -> None:
-    """Building → activating, with its generation as a candidate."""
+    """Building → activating, with its generation as a candidate. A rollback has nothing to build."""
     assert candidate.store_path is not None, "only a built proposal is activated"
+    if candidate.state is ProposalState.APPROVED:
+        await tx.move_proposal(candidate.proposal, ProposalState.BUILDING)
     await tx.run(
         "INSERT OR IGNORE INTO generations (agent, number, proposal_id, commit_id, store_path, spec, "
         "spec_digest, prompt, state, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'candidate', ?)",
@@ -268,6 +276,42 @@ async def record_crash(
     )
     await notify(tx, receiver, body, key=f"crash-{invocation}", urgent=True)
     await tx.emit("agent.crashed", name, invocation=invocation, count=count, **detail)
+
+
+async def record_stop(
+    tx: Tx, name: AgentName, invocation: str, *, detail: dict[str, Any], receiver: str, body: str
+) -> None:
+    """Somebody else stopped it: told like a crash, once per invocation, but it counts as none."""
+    row = await tx.one("SELECT crash_seen FROM agents WHERE name = ?", name)
+    if row is None or row["crash_seen"] == invocation:
+        return
+    await tx.run("UPDATE agents SET crash_seen = ? WHERE name = ?", invocation, name)
+    await notify(tx, receiver, body, key=f"stopped-{invocation}")
+    await tx.emit("agent.stopped_by_hand", name, invocation=invocation, **detail)
+
+
+async def purge(tx: Tx, name: AgentName) -> None:
+    """Forget a destroyed agent whose files are gone: its name and uid range are free again.
+
+    Its proposals, turns and messages stay as history; what nobody will ever read is not kept waiting.
+    """
+    await tx.run("DELETE FROM generations WHERE agent = ?", name)
+    await tx.run("DELETE FROM drafts WHERE name = ?", name)
+    await tx.run("DELETE FROM directives WHERE agent = ?", name)
+    await tx.run("DELETE FROM holds WHERE scope = ?", name)
+    await tx.run("DELETE FROM attachments WHERE agent = ?", name)
+    await tx.run(
+        "UPDATE messages SET state = 'acked' WHERE recipient = ? AND state IN ('queued', 'leased')", name
+    )
+    await tx.run("UPDATE proposals SET purged = 1 WHERE agent = ?", name)
+    await tx.run("DELETE FROM agents WHERE name = ? AND desired = 'destroyed' AND purge_wanted = 1", name)
+    await outbox.put(tx, "meta", {"agent": name, "purged": True})
+    await tx.emit("agent.purged", name)
+
+
+async def record_repair(tx: Tx, name: AgentName, step: str, reason: str) -> None:
+    """Write down that hived mended what somebody else changed."""
+    await tx.emit("agent.repaired", name, step=step, reason=reason)
 
 
 async def record_well(tx: Tx, name: AgentName) -> None:

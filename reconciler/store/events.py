@@ -71,9 +71,10 @@ async def newest(reader: Reader, *, agent: str | None, kind: str | None, limit: 
 
 
 async def bounds(reader: Reader) -> tuple[int, int]:
-    """Ids of the oldest event kept and of the newest ever written; (1, 0) before the first."""
+    """From which id on all events are kept, and the id of the newest ever written: (1, 0) before it."""
     row = await reader.one(
-        "SELECT COALESCE((SELECT MIN(id) FROM events), 1) AS first, "
+        "SELECT MAX(COALESCE((SELECT MIN(id) FROM events), 1), "
+        "COALESCE((SELECT upto + 1 FROM pruned WHERE name = 'events'), 1)) AS first, "
         "COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0) AS last"
     )
     assert row is not None, "a select of scalars has one row"

@@ -56,6 +56,21 @@ async def counts(db: Database) -> Row:
     return row
 
 
+async def kept(db: Database) -> Sequence[Row]:
+    """Destroyed agents, by name, with when they were."""
+    return await db.all(
+        "SELECT a.*, g.commit_id, (SELECT MAX(at) FROM audit u WHERE u.action = 'agent.destroy' "
+        " AND u.target = a.name) AS destroyed_at "
+        "FROM agents a LEFT JOIN generations g ON g.agent = a.name AND g.number = a.generation "
+        "WHERE a.desired = 'destroyed' ORDER BY a.name"
+    )
+
+
+async def want_purge(tx: Tx, name: str) -> None:
+    """What was kept of a destroyed agent is to go."""
+    await tx.run("UPDATE agents SET purge_wanted = 1 WHERE name = ? AND desired = 'destroyed'", name)
+
+
 async def set_desired(tx: Tx, name: str, desired: Desired) -> None:
     """What the operator wants; a start also forgives earlier crashes."""
     forgive = ", crashes = 0, crashed_at = NULL" if desired is Desired.RUNNING else ""

@@ -11,6 +11,8 @@ EVERYBODY = "*"
 # For selects over `agents a`: whether a hold of its own or of the whole hive is on it.
 IS_HELD = "EXISTS (SELECT 1 FROM holds h WHERE h.scope IN (a.name, '*'))"
 
+HOLD_REASON = "(SELECT h.reason FROM holds h WHERE h.scope IN (a.name, '*') ORDER BY h.scope = '*' LIMIT 1)"
+
 
 @dataclass(frozen=True, slots=True)
 class Hold:
@@ -43,10 +45,16 @@ async def put(tx: Tx, scope: str, by: str, reason: str) -> bool:
 
 
 async def lift(tx: Tx, scope: str) -> bool:
-    """Release; False if there was no such hold."""
-    return (await tx.run("DELETE FROM holds WHERE scope = ?", scope)).changed > 0
+    """Release; False if there was no such hold. `*` releases the hive and every agent.
 
-
-async def lift_all(tx: Tx) -> bool:
-    """Release the hive and every agent; False if nothing was held."""
-    return (await tx.run("DELETE FROM holds")).changed > 0
+    A probe that was under way begins anew: while it was suspended its deadline may have passed.
+    """
+    if scope == EVERYBODY:
+        done = await tx.run("DELETE FROM holds")
+        await tx.run("UPDATE proposals SET activating_at = ? WHERE state = 'activating'", tx.now)
+    else:
+        done = await tx.run("DELETE FROM holds WHERE scope = ?", scope)
+        await tx.run(
+            "UPDATE proposals SET activating_at = ? WHERE state = 'activating' AND agent = ?", tx.now, scope
+        )
+    return done.changed > 0

@@ -17,6 +17,7 @@ import aiosqlite
 from reconciler.errors import OperatorError, PermanentError
 
 APPLICATION_ID = 0x48495645  # "HIVE"
+_INCREMENTAL = 2  # of auto_vacuum
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -79,6 +80,17 @@ async def _check_history(connection: aiosqlite.Connection, path: Path, folder: P
             code="conflict",
             hint="start the hyperhive that made it, or move it away",
         )
+
+
+async def make_shrinkable(connection: aiosqlite.Connection) -> None:
+    """Let free pages be given back bit by bit. An empty file takes it as it is; one that was made without is
+    rewritten once, unless there is no room for that: then it only does not shrink."""
+    if await _pragma(connection, "auto_vacuum") == _INCREMENTAL:
+        return
+    await connection.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")
+    if await _pragma(connection, "schema_version"):
+        with contextlib.suppress(sqlite3.OperationalError):
+            await connection.execute("VACUUM")
 
 
 async def migrate(

@@ -41,6 +41,7 @@ class ProposalRow:
     note: str
     decided_by: str | None
     generation: int | None
+    rollback_of: int | None
     error: str
     created_at: int
     decided_at: int | None
@@ -113,6 +114,7 @@ def _proposal(row: Row) -> ProposalRow:
         note=row["note"],
         decided_by=row["decided_by"],
         generation=row["generation"],
+        rollback_of=row["rollback_of"],
         error=row["error"],
         created_at=row["created_at"],
         decided_at=row["decided_at"],

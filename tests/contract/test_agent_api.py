@@ -21,6 +21,7 @@ from harness.link import Link, Refused
 from harness.outcomes import Verdict
 from reconciler.control.agentcalls import AGENT_ROUTES, HELLO, AgentRoute
 from reconciler.control.agentserver import CALLS_MAX, AgentServers
+from reconciler.control.meters import RATES, Rate, TooManyError
 from reconciler.errors import AgentError, TemporaryError
 from reconciler.model.names import AgentName
 from reconciler.model.states import Role, UserRole
@@ -37,6 +38,7 @@ BOOT = "ab" * 16
 SCOUT, MANAGER = AgentName("scout"), AgentName("hm1nd")
 HEADERS = {wire.WIRE_HEADER: "1", wire.BOOT_HEADER: BOOT}
 KEY = "k" * 8
+UNBOUNDED = {sort: Rate(1e9, 1e9) for sort in RATES}
 BODIES: dict[str, Any] = {
     "Hello": {"wire": 1, "boot": BOOT},
     "SendMessage": {"to": "manager", "body": "done", "key": KEY},
@@ -66,7 +68,7 @@ async def services() -> FakeServices:
 
 @pytest_asyncio.fixture
 async def servers(services: FakeServices, place: Path) -> AsyncIterator[AgentServers]:
-    servers = AgentServers(services.bundle(), place / "run", place / "state")
+    servers = AgentServers(services.bundle(), place / "run", place / "state", rates=UNBOUNDED)
     yield servers
     await servers.close()
     assert list((place / "state" / "incoming").iterdir()) == [], "uploads are removed"
@@ -231,6 +233,87 @@ async def test_a_hello_that_fails_makes_no_harness_known(scout: Api, services: F
     assert error(await scout.call("GET", "/v1/inbox", headers=other)) == (409, "hello-first")
     assert (await scout.call("POST", "/v1/hello", hello)).status == 200
     assert (await scout.call("GET", "/v1/inbox", headers=other)).status == 200
+
+
+# ------------------------------------------------------------------------------------------------- rates
+async def test_who_calls_too_often_gets_429_says_when_to_come_again_and_is_told_of_once(
+    services: FakeServices, place: Path
+) -> None:
+    told: list[tuple[str, str]] = []
+    servers = AgentServers(
+        services.bundle(),
+        place / "run",
+        place / "state",
+        limited=lambda name, error: told.append((name, error.sort)),
+    )
+    burst = int(RATES["acts"].burst)
+    for name in (SCOUT, MANAGER):
+        await servers.serve(name, os.geteuid(), Role.AGENT)
+    async with Api(socket_of(place, SCOUT), HEADERS) as api, Api(socket_of(place, MANAGER), HEADERS) as other:
+        for one in (api, other):
+            await one.call("POST", "/v1/hello", BODIES["Hello"])
+        answers = [await api.call("POST", "/v1/status", BODIES["Status"]) for _ in range(burst + 20)]
+        refused = [answer for answer in answers if answer.status != 200]
+        assert 0 < len(refused) <= 20
+        assert {error(answer) for answer in refused} == {(429, "too-many")}
+        assert 1 <= int(refused[0].headers["Retry-After"]) <= 60
+        assert "wait" in refused[0].json["error"]["hint"]
+        written = [name for name, _ in services.broker.calls if name == "set_status"]
+        assert len(written) == len(answers) - len(refused), "what is refused reaches no service"
+        assert told == [(SCOUT, "acts")]
+        assert (await api.call("GET", "/v1/agents")).status == 200, "looks are counted apart"
+        assert (await other.call("POST", "/v1/status", BODIES["Status"])).status == 200, "so are agents"
+        # A new socket is no new burst.
+        await servers.drop(SCOUT)
+        await servers.serve(SCOUT, os.geteuid(), Role.AGENT)
+        await api.call("POST", "/v1/hello", BODIES["Hello"])
+        again = [await api.call("POST", "/v1/status", BODIES["Status"]) for _ in range(burst)]
+        assert sum(answer.status == 200 for answer in again) < burst // 2
+    await servers.close()
+
+
+@pytest.mark.parametrize(
+    ("to", "size", "agents", "sent"), [("manager", 60_000, 1, 20), ("*", 10, 40, 27), ("*", 10, 2, 300)]
+)
+async def test_long_texts_and_many_receivers_count_more(
+    services: FakeServices, place: Path, to: str, size: int, agents: int, sent: int
+) -> None:
+    still = {sort: Rate(rate.burst, 1e-9) for sort, rate in RATES.items()}
+    servers = AgentServers(services.bundle(), place / "run", place / "state", rates=still)
+    for number in range(1, agents):
+        await servers.serve(AgentName(f"other-{number}"), BASE, Role.AGENT)
+    await servers.serve(SCOUT, os.geteuid(), Role.AGENT)
+    async with Api(socket_of(place, SCOUT), HEADERS) as api:
+        await api.call("POST", "/v1/hello", BODIES["Hello"])
+        message = {"to": to, "body": "x" * size}
+        answers = [
+            await api.call("POST", "/v1/messages", message | {"key": f"key-{number:08}"})
+            for number in range(sent + 10)
+        ]
+    await servers.close()
+    assert [name for name, _ in services.broker.calls].count("send") == sent
+    assert {error(answer) for answer in answers if answer.status != 200} == {(429, "too-many")}
+
+
+async def test_the_harness_waits_where_nobody_waits_for_it_and_tells_the_model_where_one_does(
+    scout: Api, services: FakeServices, place: Path
+) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        services.broker.fail = None
+
+    welcome = wire.Welcome.model_validate((await scout.call("POST", "/v1/hello", BODIES["Hello"])).json)
+    link = Link(socket_of(place, SCOUT), BOOT, welcome, on_welcome=lambda _: None, sleep=sleep)
+    services.broker.fail = TooManyError("turns", 5.0, first=True)
+    begun = await link.begin_turn(None, KEY)
+    assert begun.turn
+    assert max(slept) >= 2.0
+    services.broker.fail = TooManyError("acts", 5.0, first=True)
+    with pytest.raises(Refused, match=r"too many calls of this sort .*wait 5 s"):
+        await link.post("status", wire.Status(text="busy"), wire.Done)
+    await link.close()
 
 
 # ------------------------------------------------------------------------------------------------- roles

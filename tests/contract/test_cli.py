@@ -112,6 +112,8 @@ READS = {
     "spec scout": "/v1/agents/scout/spec",
     "generations scout": "/v1/agents/scout/generations",
     "model scout": "/v1/agents/scout",
+    "hold": "/v1/holds",
+    "kept": "/v1/kept",
     "proposals": "/v1/proposals",
     "proposals 1": "/v1/proposals/1",
     "proposals --state denied": "/v1/proposals?state=denied",
@@ -158,6 +160,42 @@ async def test_status_says_what_needs_the_operator() -> None:
     assert "1 needs you: 1 to approve, 0 to answer" in shown
     assert "the scripted model" in shown
     assert "○ idle" in shown
+
+
+# -------------------------------------------------------------------------------------------- lifecycle
+async def test_hold_and_release_name_one_agent_or_all(services: FakeServices) -> None:
+    held = await hive("hold", "scout", "--note", "looks odd")
+    assert "hold: scout" in held.out
+    assert "looks odd" in held.out
+    assert (await hive("hold", "--all", "--json")).json["items"][0]["scope"] == "*"
+    assert "the hive" in (await hive("hold")).out
+    assert "nothing is held" not in (await hive("release", "--all")).out, "scout has a hold of its own"
+    assert "nothing is held" in (await hive("release", "scout")).out
+    both = await hive("hold", "scout", "--all")
+    assert both.status == 2
+    assert "either" in both.err
+
+
+async def test_a_dry_run_of_a_hold_says_so(services: FakeServices) -> None:
+    assert "would hold scout" in (await hive("hold", "scout", "--dry-run")).out
+    assert services.lifecycle.on == {}
+
+
+async def test_rollback_names_the_proposal_that_does_it(services: FakeServices) -> None:
+    done = await hive("rollback", "scout", "3", "--now")
+    assert "proposal 9: scout goes back to generation 3" in done.out
+    (_, (_, name, request)) = services.lifecycle.calls[-1]
+    assert (name, getattr(request, "generation", None), getattr(request, "now", None)) == ("scout", 3, True)
+    assert "would go back to generation 1" in (await hive("rollback", "scout", "--dry-run")).out
+
+
+async def test_purge_needs_the_name_again(services: FakeServices) -> None:
+    refused = await hive("purge", "gone")
+    assert refused.status == 1
+    assert "--confirm gone" in refused.err
+    assert (await hive("purge", "gone", "--confirm", "gon")).status == 1
+    assert services.lifecycle.calls == []
+    assert "is being purged" in (await hive("purge", "gone", "--confirm", "gone")).out
 
 
 # ------------------------------------------------------------------------------------------- hostile text

@@ -260,6 +260,16 @@ async def test_containers_are_listed_by_name(world: World) -> None:
     assert list(await world.containers.list()) == ["alpha", "beta"]
 
 
+async def test_statuses_are_those_of_all_that_are_listed_at_once(world: World) -> None:
+    assert await world.containers.statuses() == {}
+    await world.containers.start(await world.spec("probe", ""))
+    await world.containers.start(await world.spec("other", ""))
+    await world.containers.stop(PROBE)
+    names = await world.containers.list()
+    assert await world.containers.statuses() == {n: await world.containers.status(n) for n in names}
+    assert set(names) == {"probe", "other"}
+
+
 async def test_changes_names_the_container_that_ended(world: World) -> None:
     await world.containers.start(await world.spec("quiet", ""))
     await world.containers.start(await world.spec("probe", ""))

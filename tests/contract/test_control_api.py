@@ -36,6 +36,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="speaking as another u
 STRANGER, OPERATORS, UI = 54321, 54322, 54323
 BODIES: dict[str, Any] = {
     "NewAgent": {"name": "scribe"},
+    "Purge": {"confirm": "scout"},
     "SetModel": {"model": "opus"},
     "NewMessage": {"to": "scout", "body": "hello"},
     "Propose": {"agent": "smith", "commit": "0" * 40},
@@ -49,7 +50,8 @@ def body_of(route: Route) -> object:
 
 
 def path_of(route: Route) -> str:
-    return route.path.replace("{name}", "scout").replace("{id}", "1")
+    path = route.path.replace("{name}", "scout").replace("{id}", "1")
+    return path.replace("{attachment}", "0" * 16)
 
 
 def name_of(route: Route) -> str:

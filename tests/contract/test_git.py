@@ -146,6 +146,19 @@ async def test_a_pin_never_moves(world: World) -> None:
     assert await world.git.tags(SMITH) == {"proposal/1": one, "denied/2": other}
 
 
+async def test_a_tag_is_put_back_wherever_it_went(world: World) -> None:
+    one = await first(world)
+    other = await world.git.commit(SMITH, {"a": "b"}, parent=one, author="x", message="x")
+    await world.git.pin(SMITH, "denied/2", other, "no")
+    await world.git.repin(SMITH, "denied/2", one, "no")
+    assert await world.git.tags(SMITH) == {"denied/2": one}
+    for _ in range(2):
+        await world.git.repin(SMITH, "proposal/1", one)
+    assert await world.git.tags(SMITH) == {"denied/2": one, "proposal/1": one}
+    with pytest.raises(OperatorError, match="no repository"):
+        await world.git.repin(SCOUT, "proposal/1", one)
+
+
 async def test_main_moves_by_compare_and_swap(world: World) -> None:
     one = await first(world)
     two = await world.git.commit(SMITH, {"a": "2"}, parent=one, author="x", message="x")

@@ -90,6 +90,16 @@ async def test_becoming_manager_adds_a_directory(world: World) -> None:
     assert await world.files.agent_is_ready(SCOUT, BASE, manager=False)
 
 
+async def test_the_range_of_an_agent_never_changes(world: World) -> None:
+    await world.files.ensure_agent(SCOUT, BASE, manager=False)
+    other = BASE + 65536
+    assert not await world.files.agent_is_ready(SCOUT, other, manager=False)
+    with pytest.raises(PermanentError) as refused:
+        await world.files.ensure_agent(SCOUT, other, manager=False)
+    assert refused.value.code == "uid-range"
+    assert await world.files.agent_is_ready(SCOUT, BASE, manager=False)
+
+
 async def test_frozen_state_is_unpacked_once(world: World, tmp_path: Path) -> None:
     tar = tar_of(tmp_path / "state.tar", *GOOD)
     digest, names = await world.files.freeze_state(tar)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -47,6 +47,10 @@ class FakeContainers:
     async def status(self, name: AgentName) -> ContainerStatus:
         async with self.faults.call("containers.status", name, changes=False):
             return self._status(name)
+
+    async def statuses(self) -> Mapping[AgentName, ContainerStatus]:
+        async with self.faults.call("containers.statuses", changes=False):
+            return {name: self._status(name) for name in sorted(self._last)}
 
     async def list(self) -> Sequence[AgentName]:
         async with self.faults.call("containers.list", changes=False):

@@ -117,6 +117,13 @@ class FakeGit:
                 raise PermanentError(f"the tag {tag} is elsewhere", code="conflict")
             repository.messages.setdefault(tag, message)
 
+    async def repin(self, name: AgentName, tag: str, commit: Commit, message: str | None = None) -> None:
+        async with self.faults.call("git.repin", f"{name} {tag}"):
+            repository = self._existing(name)
+            self._commit(name, commit)
+            if repository.tags.get(tag) != commit:
+                repository.tags[tag], repository.messages[tag] = commit, message
+
     async def tags(self, name: AgentName) -> dict[str, Commit]:
         repository = self.repositories.get(name)
         return dict(repository.tags) if repository is not None else {}
@@ -168,6 +175,10 @@ class FakeGit:
             history.append(repository.commits[at])
             at = history[-1].parent
         return json.dumps([_plain(commit) for commit in reversed(history)]).encode()
+
+    async def remove(self, name: AgentName) -> None:
+        async with self.faults.call("git.remove", name):
+            self.repositories.pop(name, None)
 
     async def is_ancestor(self, name: AgentName, older: Commit, newer: Commit) -> bool:
         at: Commit | None = newer

@@ -25,6 +25,8 @@ class FakeHostFiles:
     async def ensure_agent(self, name: AgentName, uid_base: int, *, manager: bool) -> bool:
         async with self.faults.call("hostfiles.ensure_agent", name):
             before = self.agents.get(name)
+            if before is not None and before[0] != uid_base:
+                raise PermanentError(f"the directories of {name} were made for {before[0]}", code="uid-range")
             now = (uid_base, manager or (before is not None and before[1]))
             self.agents[name] = now
             self.state.setdefault(name, {})

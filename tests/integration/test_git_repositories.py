@@ -6,13 +6,14 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from reconciler.effects.git import GitRepositories
+from reconciler.effects.git import GitRepositories, tags
 from reconciler.effects.git.quarantine import Quarantine
 from reconciler.effects.protocols import RawFileDiff
 from reconciler.errors import InvalidError, PermanentError
@@ -145,6 +146,85 @@ async def test_an_annotated_pin_carries_its_reason(
     with pytest.raises(PermanentError):
         await repositories.pin(SMITH, "failed/3", await repositories.commit(
             SMITH, {"x": "y"}, parent=None, author="a", message="m"))  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ tags
+REF = "repos/smith.git/refs/tags/failed/3"
+
+
+def remove(place: Path, agent: Agent) -> None:
+    (place / REF).unlink()
+
+
+def overwrite(place: Path, agent: Agent) -> None:
+    (place / REF).write_text("what is this\n")
+
+
+def empty(place: Path, agent: Agent) -> None:
+    (place / REF).write_text("")
+
+
+def to_nothing(place: Path, agent: Agent) -> None:
+    (place / REF).write_text("d" * 40 + "\n")
+
+
+def by_git(place: Path, agent: Agent) -> None:
+    agent.git(f"--git-dir={place}/repos/smith.git", "update-ref", "-d", "refs/tags/failed/3")
+
+
+def from_the_pack(place: Path, agent: Agent) -> None:
+    agent.git(f"--git-dir={place}/repos/smith.git", "pack-refs", "--all")
+    packed = place / "repos/smith.git/packed-refs"
+    lines = packed.read_text().splitlines(keepends=True)
+    packed.write_text("".join(line for line in lines if "refs/tags/" not in line and line[0] != "^"))
+
+
+@pytest.mark.parametrize("damage", [remove, overwrite, empty, to_nothing, by_git, from_the_pack])
+async def test_a_damaged_tag_is_missing_at_once_and_can_be_put_back(
+    repositories: GitRepositories,
+    first: Commit,
+    place: Path,
+    agent: Agent,
+    damage: Callable[[Path, Agent], None],
+) -> None:
+    await repositories.pin(SMITH, "failed/3", first, "no hello")
+    await repositories.pin(SMITH, "proposal/3", first)
+    back = time.time_ns() - 60_000_000_000  # made a minute ago, so that what is read now may be remembered
+    for path in (place / "repos/smith.git/refs/tags").rglob("*"):
+        os.utime(path, ns=(back, back))
+    assert await repositories.tags(SMITH) == {"failed/3": first, "proposal/3": first}
+    damage(place, agent)
+    left = {} if damage is from_the_pack else {"proposal/3": first}
+    assert await repositories.tags(SMITH) == left
+    await repositories.repin(SMITH, "failed/3", first, "no hello")
+    assert await repositories.tags(SMITH) == {"failed/3": first, **left}
+    text = agent.git(f"--git-dir={place}/repos/smith.git", "cat-file", "-p", "refs/tags/failed/3")
+    assert "no hello" in text
+
+
+async def test_tags_that_nobody_touched_are_read_without_git(
+    repositories: GitRepositories, first: Commit, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await repositories.pin(SMITH, "proposal/3", first)
+    back = time.time_ns() - 60_000_000_000
+    for path in (place / "repos/smith.git/refs").rglob("*"):
+        os.utime(path, ns=(back, back))
+    before = await repositories.tags(SMITH)
+    with monkeypatch.context() as patch:
+        patch.setattr(tags, "git", None)
+        assert await repositories.tags(SMITH) == before == {"proposal/3": first}
+    await repositories.pin(SMITH, "pending/3", first)
+    assert await repositories.tags(SMITH) == {"proposal/3": first, "pending/3": first}
+
+
+async def test_thousands_of_tags_do_not_stay_as_many_files(
+    repositories: GitRepositories, first: Commit, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tags, "_LOOSE_MAX", 8)
+    for number in range(20):
+        await repositories.pin(SMITH, f"proposal/{number}", first)
+    assert len(list((place / "repos/smith.git/refs/tags").rglob("*"))) <= 10
+    assert await repositories.tags(SMITH) == {f"proposal/{number}": first for number in range(20)}
 
 
 # ------------------------------------------------------------------------------------------------ diffs

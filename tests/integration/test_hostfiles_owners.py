@@ -55,6 +55,18 @@ async def test_owners_and_modes_are_those_of_the_design(files: RealHostFiles, tm
     assert shape(tmp_path / "run/agents/scout") == (BASE, BASE, 0o700)
 
 
+async def test_a_directory_that_somebody_gave_away_is_given_back(
+    files: RealHostFiles, tmp_path: Path
+) -> None:
+    await files.ensure_agent(SCOUT, BASE, manager=False)
+    state = tmp_path / "state/agents/scout/state"
+    for stranger in (0, 33, OWNER + 65536):
+        os.chown(state, stranger, stranger)
+        assert not await files.agent_is_ready(SCOUT, BASE, manager=False)
+        assert await files.ensure_agent(SCOUT, BASE, manager=False)
+        assert shape(state) == (OWNER, OWNER, 0o755)
+
+
 async def test_a_kill_between_making_and_owning_is_repaired(files: RealHostFiles, tmp_path: Path) -> None:
     (tmp_path / "state/agents/scout/state").mkdir(parents=True)
     assert not await files.agent_is_ready(SCOUT, BASE, manager=False)
@@ -64,7 +76,7 @@ async def test_a_kill_between_making_and_owning_is_repaired(files: RealHostFiles
 
 async def test_a_directory_of_another_range_is_not_taken_over(files: RealHostFiles) -> None:
     await files.ensure_agent(SCOUT, BASE, manager=False)
-    with pytest.raises(PermanentError, match="belongs to uid"):
+    with pytest.raises(PermanentError, match="were made for"):
         await files.ensure_agent(SCOUT, BASE + 65536, manager=False)
 
 

@@ -29,6 +29,7 @@ class World:
     now: float = 10_000.0
     starts: int = 0
     kinds: list[Kind] = field(default_factory=list)
+    purged: bool = False
 
     def apply(self, step: Step) -> None:  # noqa: C901 - one arm per kind of step
         self.kinds.append(step.kind)
@@ -62,10 +63,14 @@ class World:
             case Kind.STOP:
                 assert a.alive, "only what lives is stopped"
                 self.desired = replace(d, stop_intent=a.invocation)
-                self.actual = replace(a, phase="exited", busy=False, attached=False, hello=False, ready=False)
+                self.actual = replace(
+                    a, phase="exited", busy=False, attached=False, hello=False, ready=False, frozen=False
+                )
             case Kind.CLEAR:
                 assert a.phase == "exited", "only an ended container is cleared"
-                self.actual = Actual(directories=a.directories, sockets=a.sockets)
+                self.actual = Actual(
+                    directories=a.directories, sockets=a.sockets, pinned=a.pinned, tagged=a.tagged
+                )
             case Kind.REPORT_CRASH:
                 crashes = Crashes(d.crashes.count + 1, self.now, a.invocation)
                 self.desired = replace(d, crashes=crashes)
@@ -80,10 +85,38 @@ class World:
                 self.desired = replace(d, deployment=None, stop_intent=a.invocation)
                 self.actual = replace(
                     a, phase="absent", toplevel=None, invocation=None, started_at=None,
-                    busy=False, hello=False, ready=False, host_restarted=False,
+                    busy=False, hello=False, ready=False, host_restarted=False, stop_asked=False,
                 )  # fmt: skip
             case Kind.ABANDON:
                 self.desired = replace(d, deployment=None)
+            case _:
+                self.mend(step)
+
+    def mend(self, step: Step) -> None:
+        """Steps that are about an agent as a whole."""
+        d, a = self.desired, self.actual
+        match step.kind:
+            case Kind.REPORT_STOP:
+                assert a.stop_asked, "only what somebody stopped"
+                self.desired = replace(d, crashes=replace(d.crashes, told=a.invocation))
+            case Kind.FREEZE:
+                assert a.phase == "running", "only what runs is frozen"
+                assert d.held, "only what is held is frozen"
+                self.actual = replace(a, frozen=True)
+            case Kind.THAW:
+                assert not d.held, "what is held is not let go on"
+                self.actual = replace(a, frozen=False)
+            case Kind.REFRESH_UNIT:
+                self.actual = replace(a, drift=())
+            case Kind.PIN_GENERATION:
+                self.actual = replace(a, pinned=True)
+            case Kind.RESTORE_TAGS:
+                self.actual = replace(a, tagged=True)
+            case Kind.PURGE:
+                assert d.purge, "state is destroyed only by a purge"
+                assert d.state is Want.DESTROYED
+                assert a.phase == "absent", "nothing of it runs any more"
+                self.purged = True
 
     def look(self) -> Plan:
         return plan(self.desired, self.actual, self.now, BOUNDS)
@@ -92,11 +125,17 @@ class World:
         """Passes until nothing is to be done; turns end and builds finish while it waits."""
         for _ in range(limit):
             seen = self.look()
+            if self.purged:  # its row is gone
+                return Plan((), Settled())
             if seen.steps:
                 self.apply(seen.steps[0])
             elif isinstance(seen.outcome, Again):
                 self.now += max(seen.outcome.after_s, 0.01)
-            elif isinstance(seen.outcome, Waiting) and (self.actual.busy or self.actual.attached):
+            elif (
+                isinstance(seen.outcome, Waiting)
+                and (self.actual.busy or self.actual.attached)
+                and not self.actual.frozen
+            ):
                 self.actual = replace(self.actual, busy=False, attached=False)
             else:
                 return seen
@@ -127,8 +166,9 @@ def deployments(draw: st.DrawFn) -> Deployment | None:
 def actuals(draw: st.DrawFn) -> Actual:
     phase = draw(phases)
     directories, sockets = draw(st.booleans()), draw(st.booleans())
+    pinned, tagged = draw(st.booleans()), draw(st.booleans())
     if phase == "absent":
-        return Actual(directories=directories, sockets=sockets)
+        return Actual(directories=directories, sockets=sockets, pinned=pinned, tagged=tagged)
     alive = phase in {"starting", "running"}
     return Actual(
         phase=phase, toplevel=draw(st.sampled_from([OLD, NEW, OTHER])), invocation="start-0",
@@ -136,6 +176,8 @@ def actuals(draw: st.DrawFn) -> Actual:
         ready=alive and draw(st.booleans()),
         busy=alive and draw(st.booleans()), attached=alive and draw(st.booleans()),
         directories=directories, sockets=sockets, host_restarted=not alive and draw(st.booleans()),
+        stop_asked=not alive and draw(st.booleans()), frozen=phase == "running" and draw(st.booleans()),
+        drift=draw(st.sampled_from([(), ("its unit file was changed",)])), pinned=pinned, tagged=tagged,
     )  # fmt: skip
 
 
@@ -157,6 +199,8 @@ def worlds(draw: st.DrawFn) -> World:
         restart_wanted=draw(st.booleans()),
         stop_intent=draw(st.sampled_from([None, "start-0"])),
         crashes=crashes,
+        held=draw(st.booleans()),
+        purge=draw(st.booleans()),
     )
     return World(desired, draw(actuals()), healthy=draw(st.booleans()))
 
@@ -166,6 +210,13 @@ def worlds(draw: st.DrawFn) -> World:
 def test_applying_plans_reaches_what_is_desired(world: World) -> None:
     world.run()
     desired, actual = world.desired, world.actual
+    if desired.held and desired.state is Want.RUNNING:
+        assert actual.frozen == (actual.phase == "running")
+        return
+    if desired.state is Want.DESTROYED:
+        assert world.purged == desired.purge
+    if desired.held and desired.deployment is not None:
+        return  # it waits for the release, like everything of a held agent
     assert desired.deployment is None
     if desired.state is Want.RUNNING and desired.current is not None:
         if desired.crashes.count < BOUNDS.crashloop:
@@ -173,8 +224,43 @@ def test_applying_plans_reaches_what_is_desired(world: World) -> None:
             assert actual.toplevel == desired.current.toplevel
             assert actual.directories
             assert actual.sockets
+            assert not actual.frozen
+            assert actual.pinned
+            assert actual.tagged
+            assert not actual.drift
     else:
         assert actual.phase == "absent"
+
+
+@given(worlds())
+@settings(max_examples=300)
+def test_a_held_agent_is_left_as_it_is_but_suspended(world: World) -> None:
+    world.desired = replace(world.desired, held=True, state=Want.RUNNING)
+    world.run()
+    reports = {Kind.REPORT_CRASH, Kind.REPORT_STOP}
+    assert set(world.kinds) <= {Kind.FREEZE, *reports}
+    world.desired = replace(world.desired, held=False)
+    world.run()
+    assert not world.actual.frozen
+
+
+@given(worlds())
+@settings(max_examples=200)
+def test_state_is_destroyed_only_by_a_purge_of_a_destroyed_agent(world: World) -> None:
+    asked = world.desired.purge and world.desired.state is Want.DESTROYED
+    world.run()
+    assert (Kind.PURGE in world.kinds) == asked
+
+
+@given(worlds())
+@settings(max_examples=200)
+def test_a_stop_by_hand_is_told_but_is_no_crash(world: World) -> None:
+    by_hand = world.actual.phase == "exited" and world.actual.stop_asked
+    before = world.desired.crashes.count
+    world.run()
+    if by_hand:
+        assert Kind.REPORT_CRASH not in world.kinds
+        assert world.desired.crashes.count in {before, 0}
 
 
 @given(worlds())
@@ -182,7 +268,7 @@ def test_applying_plans_reaches_what_is_desired(world: World) -> None:
 def test_a_second_plan_is_empty(world: World) -> None:
     world.run()
     again = world.look()
-    assert again.steps == ()
+    assert again.steps == () or world.purged, "what is purged has no row to plan for"
     assert isinstance(again.outcome, Settled | Waiting)
 
 
@@ -220,7 +306,7 @@ def test_what_never_says_hello_is_rolled_back(world: World) -> None:
     world.healthy = False
     before = world.desired.current
     running_new = world.actual.toplevel == NEW and world.actual.hello and world.actual.ready
-    if world.desired.deployment is None or running_new:
+    if world.desired.deployment is None or running_new or world.desired.held:
         return
     world.run()
     assert world.desired.current == before
@@ -241,7 +327,7 @@ def test_after_a_crash_of_hived_at_any_point_the_next_pass_converges(world: Worl
     if world.actual.alive and not (world.actual.toplevel == NEW and not world.healthy):
         world.actual = replace(world.actual, hello=True, ready=True)
     world.run()
-    assert world.look().steps == ()
+    assert world.look().steps == () or world.purged
 
 
 @given(worlds())
@@ -252,7 +338,7 @@ def test_each_end_that_nobody_asked_for_is_told_once(world: World) -> None:
     told = world.desired.crashes.told == world.actual.invocation
     nobodys_fault = world.actual.host_restarted
     world.run()
-    reports = world.kinds.count(Kind.REPORT_CRASH)
+    reports = world.kinds.count(Kind.REPORT_CRASH) + world.kinds.count(Kind.REPORT_STOP)
     assert reports <= 1
     if intended or told or nobodys_fault or phase != "exited":
         assert reports == 0

@@ -32,6 +32,10 @@ RESTING = {
         ({"desired": Desired.STOPPED, "phase": "absent", "crashes": 3, **RESTING}, Shown(S.STOPPED)),
         ({"desired": Desired.STOPPED, "turn": True}, Shown(S.STOPPED, "its container is being stopped")),
         ({"desired": Desired.DESTROYED, "phase": "exited"}, Shown(S.STOPPED)),
+        # then a hold: nothing of it runs
+        ({"phase": "starting", "hello": False, **RESTING}, Shown(S.HELD, "held by the operator")),
+        ({"turn": True, "held": True, "hold_reason": "odd"}, Shown(S.HELD, "odd")),
+        ({"phase": "exited", "crashes": 1, "held": True}, Shown(S.HELD, "held by the operator")),
         # then the container
         ({"phase": "absent", "rest": "", "hello": False}, Shown(S.STARTING)),
         ({"phase": "exited", "crashes": 1, "retry_at": 7}, Shown(S.CRASHED, "its container ended", 7)),
@@ -52,13 +56,13 @@ RESTING = {
         # then its harness
         ({"hello": False}, Shown(S.STARTING, "its harness has not said hello yet")),
         (
-            {"phase": "starting", "hello": False, **RESTING},
+            {"phase": "starting", "hello": False, **RESTING, "held": False},
             Shown(S.STARTING, "its harness has not said hello yet"),
         ),
         ({"crashes": 2}, Shown(S.IDLE)),
         ({"turn": True}, Shown(S.THINKING)),
         ({"turn": True, "hello": False}, Shown(S.THINKING)),
-        ({"turn": True, **RESTING}, Shown(S.THINKING)),
+        ({"turn": True, **RESTING, "held": False}, Shown(S.THINKING)),
         ({"turn": True, "compacting": True}, Shown(S.COMPACTING)),
         # then why it rests
         (RESTING, Shown(S.HELD, "held by the operator")),

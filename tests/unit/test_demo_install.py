@@ -29,7 +29,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def stamp(clone: Path, environment: install.Environment) -> None:
     (clone / environment.folder / f".stamp-{environment.name}").write_text(
-        install._lock_digest(environment.name)
+        install.lock_digest(environment.name)
     )
 
 

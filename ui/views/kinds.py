@@ -6,6 +6,7 @@ KINDS = (
     "agent.hello",
     "agent.created",
     "agent.crashed",
+    "agent.limited",
     "turn.begun",
     "turn.event",
     "turn.ended",
@@ -19,5 +20,6 @@ KINDS = (
     "draft.started",
     "gateway.limited",
     "gateway.refused",
+    "hive.pruned",
     "audit.row",
 )

@@ -10,6 +10,12 @@ Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`.
 | GET /v1/agents · GET /v1/agents/{name} | - | AgentList · Agent | viewer |
 | POST /v1/agents | NewAgent | Proposal | operator |
 | POST /v1/agents/{name}/{start,stop,restart,destroy,cancel,wake} | Act | Agent | operator |
+| GET /v1/holds · POST /v1/{hold,release} | - · Act | HoldList | operator |
+| POST /v1/agents/{name}/{hold,release} | Act | HoldList | operator |
+| POST /v1/agents/{name}/rollback | Rollback | Proposal | operator |
+| GET /v1/kept | - | KeptList | viewer |
+| POST /v1/agents/{name}/revive · …/purge | Act · Purge | Agent · Done | operator |
+| GET, POST /v1/agents/{name}/attachments · POST …/{attachment}/{renew,end} | - | Attachment | operator |
 | POST /v1/agents/{name}/model | SetModel | Agent | operator |
 | GET /v1/agents/{name}/spec | - | SpecView | viewer |
 | GET /v1/agents/{name}/generations | - | GenerationList | viewer |
@@ -37,8 +43,6 @@ Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`.
 | GET /v1/session · POST /v1/logout | - | Session · Done | viewer |
 | GET /v1/users · GET /v1/sessions | - | UserList · SessionList | operator |
 | GET /v1/spending | - | SpendingList | viewer |
-| GET /v1/backup/plan | - | BackupPlan | operator, control.sock only |
-| GET /v1/backup?state | - | application/x-tar, see reconciler.backup.format | operator, control.sock only |
 | GET /openapi.json | - | OpenAPI 3.1 document | nobody |
 """
 
@@ -48,6 +52,5 @@ from reconciler.control.models.accounts import *
 from reconciler.control.models.agents import *
 from reconciler.control.models.approvals import *
 from reconciler.control.models.base import *
-from reconciler.control.models.care import *
 from reconciler.control.models.history import *
 from reconciler.control.models.talk import *

@@ -86,6 +86,71 @@ class Act(Model):
     note: Annotated[str, Field(max_length=2000)] = ""
 
 
+class Rollback(Act):
+    """Back to an earlier generation (None: the last good one before the current). `now`: do not wait for the
+    end of a running turn."""
+
+    generation: int | None = None
+    now: bool = False
+
+
+class Purge(Act):
+    """`confirm` is the agent's name, typed again."""
+
+    confirm: str
+
+
+class Hold(Model):
+    """A hold on one agent, or on the whole hive (`*`)."""
+
+    scope: str
+    by: str
+    reason: str
+    at: str
+
+
+class HoldList(Model):
+    """All holds, the hive's first."""
+
+    items: list[Hold]
+    next: str | None = None
+
+
+class Kept(Model):
+    """A destroyed agent whose repository and state are still there."""
+
+    name: str
+    role: Role
+    generation: int | None
+    commit: str | None
+    uid_base: int
+    destroyed_at: str | None
+    purging: bool
+
+
+class KeptList(Model):
+    """Kept state, by name."""
+
+    items: list[Kept]
+    next: str | None = None
+
+
+class Attachment(Model):
+    """Somebody is inside the container, until `expires_at` unless they renew it."""
+
+    id: str
+    agent: str
+    by: str
+    expires_at: str
+
+
+class AttachmentList(Model):
+    """Who is inside, oldest first."""
+
+    items: list[Attachment]
+    next: str | None = None
+
+
 class SetModel(Model):
     """The operator's override of the model; None takes the override away."""
 
@@ -180,6 +245,16 @@ class LogLines(Model):
     lines: list[str]
 
 
+class DatabaseSize(Model):
+    """A database of the hive: bytes of its file, how many of them are free to be used again, and of the log
+    beside it."""
+
+    name: str
+    bytes: int
+    free_bytes: int
+    log_bytes: int
+
+
 class HiveStatus(Model):
     """The hive at a glance."""
 
@@ -196,3 +271,5 @@ class HiveStatus(Model):
     audit_head: str
     last_event_id: int
     gateway_connected: bool
+    databases: list[DatabaseSize] = Field(default_factory=list)
+    pruned_at: str | None = None

@@ -30,7 +30,7 @@ class Progress(Model):
 
 class Proposal(Model):
     """An immutable commit offered for an agent. `digest` is what an approval binds to: commit, spec and
-    staged state."""
+    staged state. `rollback_of`: the operator's rollback to that generation."""
 
     id: int
     kind: ProposalKind
@@ -52,6 +52,7 @@ class Proposal(Model):
     tag: str
     digest: str | None
     generation: int | None
+    rollback_of: int | None = None
     progress: list[Progress]
 
 

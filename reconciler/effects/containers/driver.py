@@ -14,7 +14,7 @@ import signal
 import sys
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -48,6 +48,10 @@ class ShimContainers:
     async def status(self, name: AgentName) -> ContainerStatus:
         """From the record and /proc."""
         return self._status(name)
+
+    async def statuses(self) -> Mapping[AgentName, ContainerStatus]:
+        """All records, and /proc for each."""
+        return self._statuses()
 
     async def list(self) -> Sequence[AgentName]:
         """Names with a record, sorted."""
@@ -184,7 +188,7 @@ class ShimContainers:
         first = True
         while True:
             self._moved.clear()
-            now = {name: self._status(name) for name in self._names()}
+            now = self._statuses()
             for name in sorted(seen.keys() | now.keys()):
                 if not first and seen.get(name) != now.get(name):
                     yield name
@@ -201,11 +205,17 @@ class ShimContainers:
         found = sorted(self._root.glob(f"*/{record.RECORD}"))
         return [AgentName(path.parent.name) for path in found]
 
-    def _status(self, name: AgentName) -> ContainerStatus:
+    def _statuses(self) -> dict[AgentName, ContainerStatus]:
+        world = proc.world_id()
+        return {name: self._status(name, world) for name in self._names()}
+
+    def _status(self, name: AgentName, world: str | None = None) -> ContainerStatus:
+        """`world`: that of now, if it is known already."""
         found = record.read_record(self._directory(name))
         if found is None:
             return ContainerStatus(phase="absent")
-        phase = self._phase(found)
+        world = world or proc.world_id()
+        phase = self._phase(found, world)
         over = phase == "exited"
         return ContainerStatus(
             phase=phase,
@@ -218,17 +228,19 @@ class ShimContainers:
             oom=found.oom and over,
             started_at=found.started_at,
             limits_enforced=found.limits_enforced,
-            host_restarted=found.world != proc.world_id(),
+            host_restarted=found.world != world,
             result=_result(found) if over else "",
             ended_at=found.ended_at if over else None,
             stop_asked=found.stop_asked,
             frozen=phase == "running" and suspend.is_suspended(found),
         )
 
-    def _phase(self, found: record.Record) -> Literal["absent", "starting", "running", "exited"]:
+    def _phase(
+        self, found: record.Record, world: str | None = None
+    ) -> Literal["absent", "starting", "running", "exited"]:
         """While the shim lives its word counts; after it, the container runs as long as a process of it
         does."""
-        if found.phase == "exited" or found.world != proc.world_id():
+        if found.phase == "exited" or found.world != (world or proc.world_id()):
             return "exited"
         if found.shim is not None and found.shim.is_alive():
             return "running" if found.phase == "running" else "starting"

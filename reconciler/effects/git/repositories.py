@@ -22,6 +22,7 @@ from typing import ParamSpec, TypeVar
 from reconciler.effects.git import diffs, reading
 from reconciler.effects.git.command import MIB, git
 from reconciler.effects.git.quarantine import Quarantine
+from reconciler.effects.git.tags import TAG, ZERO, Tags, clean
 from reconciler.effects.process import Rlimits
 from reconciler.effects.protocols import RawFileDiff, TreeEntry
 from reconciler.errors import InvalidError, OperatorError, PermanentError, Refusal, TemporaryError
@@ -34,10 +35,8 @@ BUNDLE_MAX_BYTES = 64 * MIB
 REPOSITORY_MAX_BYTES = 1024 * MIB
 META = AgentName("meta")
 MAIN = "refs/heads/main"
-ZERO = "0" * 40
 
 _NAME = re.compile(AGENT_NAME_PATTERN)
-_TAG = re.compile(r"[a-z0-9][a-z0-9-]{0,40}(/[a-z0-9][a-z0-9-]{0,40})?")
 _FILE = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+){0,8}")
 _CONFIG = """\
 [core]
@@ -66,6 +65,7 @@ class GitRepositories:
         self._state_dir = state_dir
         self._quarantine = quarantine
         self._now = now
+        self._tags = Tags()
         self._locks: dict[AgentName, asyncio.Lock] = {}
         self._executor = ThreadPoolExecutor(READERS, thread_name_prefix="git")
 
@@ -120,20 +120,33 @@ class GitRepositories:
 
     async def pin(self, name: AgentName, tag: str, commit: Commit, message: str | None = None) -> None:
         """Create-only, so that a pin never moves."""
-        if not _TAG.fullmatch(tag):
-            raise ValueError(f"{tag!r} is not a tag of ours")
         async with self._lock(name):
-            repository = self._existing(name)
-            there = (await self._tags(repository)).get(tag)
+            repository = self._existing_for(name, tag)
+            there = (await self._tags.read(repository)).get(tag)
             if there is None:
-                target = (
-                    commit if message is None else await self._tag_object(repository, tag, commit, message)
-                )
-                await git(repository, "update-ref", "--end-of-options", f"refs/tags/{tag}", target, ZERO)
+                await self._tags.write(repository, tag, commit, message, self._now(), create=True)
             elif there != commit:
                 raise PermanentError(
                     f"the tag {tag} of {name} is on {there}, not on {commit}", code="conflict"
                 )
+
+    async def repin(self, name: AgentName, tag: str, commit: Commit, message: str | None = None) -> None:
+        """Whatever is there is replaced; the reflog of the repository keeps it."""
+        async with self._lock(name):
+            repository = self._existing_for(name, tag)
+            if (await self._tags.read(repository)).get(tag) != commit:
+                await self._tags.write(repository, tag, commit, message, self._now(), create=False)
+
+    async def remove(self, name: AgentName) -> None:
+        """Renamed first, so that a half-removed repository is never taken for one."""
+        async with self._lock(name):
+            path = self._path(name)
+            if name == META:
+                raise ValueError("the deploy log is not an agent's repository")
+            if path.exists():
+                path.rename(path.parent / f".new-{name}-{secrets.token_hex(8)}.git")
+            for left in path.parent.glob(f".new-{name}-{'[0-9a-f]' * 16}.git"):
+                await self._read(shutil.rmtree, left, ignore_errors=True)
 
     async def set_main(self, name: AgentName, commit: Commit, *, expected: Commit | None) -> None:
         """Compare-and-swap; nothing to do if it is there already."""
@@ -169,7 +182,7 @@ class GitRepositories:
     async def tags(self, name: AgentName) -> dict[str, Commit]:
         """All tags, peeled; empty without a repository."""
         path = self._path(name)
-        return await self._tags(path) if path.exists() else {}
+        return await self._tags.read(path) if path.exists() else {}
 
     async def main(self, name: AgentName) -> Commit | None:
         """The commit of `main`."""
@@ -228,6 +241,11 @@ class GitRepositories:
             raise OperatorError(f"there is no repository of {name}", code="not-found")
         return path
 
+    def _existing_for(self, name: AgentName, tag: str) -> Path:
+        if not TAG.fullmatch(tag):
+            raise ValueError(f"{tag!r} is not a tag of ours")
+        return self._existing(name)
+
     def _lock(self, name: AgentName) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
 
@@ -250,23 +268,6 @@ class GitRepositories:
         text = done.text.strip()
         return Commit(text) if text else None
 
-    async def _tags(self, repository: Path) -> dict[str, Commit]:
-        done = await git(
-            repository, "for-each-ref", "--format=%(refname) %(objectname) %(*objectname)", "refs/tags/"
-        )
-        found = {}
-        for line in done.text.splitlines():
-            name, plain, *peeled = line.split()
-            found[name.removeprefix("refs/tags/")] = Commit(peeled[0] if peeled else plain)
-        return found
-
-    async def _tag_object(self, repository: Path, tag: str, commit: Commit, message: str) -> str:
-        text = (
-            f"object {commit}\ntype commit\ntag {tag}\n"
-            f"tagger hyperhive <hyperhive@localhost> {int(self._now())} +0000\n\n{_clean(message)}\n"
-        )
-        return (await git(repository, "mktag", stdin=text.encode())).text.strip()
-
     async def _write(
         self, repository: Path, files: Mapping[str, str], parent: Commit | None, author: str, message: str
     ) -> Commit:
@@ -280,7 +281,7 @@ class GitRepositories:
         parts.append(
             f"commit refs/hive/written\nmark :1\nauthor {who} <hyperhive@localhost> {when}\n"
             f"committer hyperhive <hyperhive@localhost> {when}\n".encode()
-            + _data(_clean(message) + "\n")
+            + _data(clean(message) + "\n")
             + (f"from {parent}\n".encode() if parent else b"")
             + b"deleteall\n"
         )
@@ -301,8 +302,3 @@ class GitRepositories:
 def _data(text: str) -> bytes:
     content = text.encode()
     return b"data %d\n%s\n" % (len(content), content)
-
-
-def _clean(message: str) -> str:
-    """A message for a tag or commit: bounded, without NUL."""
-    return message.replace("\0", "").strip()[:8192] or "-"
