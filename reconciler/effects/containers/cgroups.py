@@ -1,8 +1,8 @@
 """A control group per container, in v2 where its controllers are, else in v1, else not at all (and it says
 so).
 
-Standard library only, as the shim imports it. Groups are `hyperhive/<name>.<invocation>` below each
-hierarchy.
+Standard library only, as the shim and the unit's helper import it. The shim's groups are
+`hyperhive/<name>.<invocation>` below each hierarchy; those of units are systemd's, and only read here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NamedTuple
 PARENT = "hyperhive"
 _ROOT = Path("/sys/fs/cgroup")
 _CPU_PERIOD_US = 100_000
+_UNLIMITED = 1 << 62  # what v1 says for no memory limit is the largest multiple of a page
 
 
 class Group(NamedTuple):
@@ -80,6 +81,38 @@ def create(name: str, *, memory_bytes: int, cpu_percent: int, tasks: int, root: 
         else:
             remove((str(group),))
     return Group(tuple(paths), tuple(sorted(enforced)))
+
+
+def of_unit(pid: int | str, unit: str, root: Path = _ROOT) -> tuple[str, ...]:
+    """The control groups of a systemd unit, in every hierarchy where `pid` (or `self`) is in them; empty if
+    it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return ()
+    found: list[str] = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        above, mark, _ = path.partition(f"/{unit}")
+        hierarchy = root / controllers.removeprefix("name=") if controllers else unified_root(root)
+        if mark and hierarchy is not None and (group := Path(f"{hierarchy}{above}{mark}")).is_dir():
+            found.append(str(group))
+    return tuple(found)
+
+
+def enforced(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Which limits the kernel has for these groups: memory, tasks, cpu; sorted."""
+    found: set[str] = set()
+    for limit, file in (
+        ("memory", "memory.max"), ("memory", "memory.limit_in_bytes"), ("tasks", "pids.max"),
+        ("cpu", "cpu.max"), ("cpu", "cpu.cfs_quota_us"),
+    ):  # fmt: skip
+        for path in paths:
+            with contextlib.suppress(OSError, ValueError):
+                word = Path(path, file).read_text("ascii").split()[0]
+                if word != "max" and 0 < int(word) < _UNLIMITED:
+                    found.add(limit)
+    return tuple(sorted(found))
 
 
 def enter(paths: tuple[str, ...]) -> None:

@@ -20,11 +20,11 @@ from typing import Literal
 
 from reconciler.config import Config
 from reconciler.effects import process
-from reconciler.effects.containers import cgroups, console, proc, record, suspend
+from reconciler.effects.containers import cgroups, console, proc, record, suspend, userns
 from reconciler.effects.containers.arguments import container_command
 from reconciler.effects.containers.proc import ProcessRef
 from reconciler.effects.protocols import ContainerSpec, ContainerStatus
-from reconciler.errors import CommandError, PermanentError, TemporaryError
+from reconciler.errors import CommandError, TemporaryError
 from reconciler.model.names import AgentName
 
 _START_S = 20.0
@@ -156,26 +156,7 @@ class ShimContainers:
         leader."""
         found = record.read_record(self._directory(name))
         leader = None if found is None or found.world != proc.world_id() else found.leader
-        if leader is None or not leader.is_alive():
-            raise TemporaryError(f"the container of {name} does not run", code="not-running")
-        # The namespace is opened first and the pid checked after, so that a reused pid cannot mislead us.
-        try:
-            namespace = os.open(f"/proc/{leader.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise TemporaryError(f"the container of {name} ended", code="not-running") from error
-        try:
-            own = Path("/proc/self/ns/user").stat().st_ino
-            if not leader.is_alive() or os.fstat(namespace).st_ino == own:
-                raise TemporaryError(f"the container of {name} ended", code="not-running")
-            limit = "/proc/sys/user/max_user_namespaces"
-            user = f"--user=/proc/{os.getpid()}/fd/{namespace}"
-            done = await process.run(
-                ["nsenter", user, "--", "/bin/sh", "-c", f"echo 0 > {limit} && cat {limit}"], timeout_s=5.0
-            )
-        finally:
-            os.close(namespace)
-        if done.text.strip() != "0":
-            raise PermanentError(f"max_user_namespaces of {name} is {done.text.strip()!r} after writing 0")
+        await userns.forbid(name, leader)
 
     async def logs(self, name: AgentName, lines: int) -> Sequence[str]:
         """The console's last lines."""

@@ -59,13 +59,7 @@ class ProcessRef(NamedTuple):
 
     def catches(self, number: signal.Signals) -> bool:
         """Whether it has a handler for the signal; True if that cannot be read."""
-        try:
-            for line in Path(f"/proc/{self.pid}/status").read_text("ascii", "replace").splitlines():
-                if line.startswith("SigCgt:"):
-                    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
-        except (OSError, ValueError):
-            pass
-        return True
+        return _has_signal(self.pid, ("SigCgt:",), number)
 
 
 def ref(pid: int) -> ProcessRef:
@@ -81,6 +75,11 @@ def world_id() -> str:
     """
     boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     return f"{boot}/{Path('/proc/self/ns/pid').readlink()}/{_stat(1)[1]}"
+
+
+def minds(pid: int, number: signal.Signals) -> bool:
+    """Whether a process handles or deliberately ignores the signal; True if that cannot be read."""
+    return _has_signal(pid, ("SigCgt:", "SigIgn:"), number)
 
 
 def state_of(pid: int) -> str:
@@ -111,6 +110,15 @@ def children(pid: int) -> list[int]:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
     except (OSError, ValueError):
         return []
+
+
+def _has_signal(pid: int, sets: tuple[str, ...], number: signal.Signals) -> bool:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text("ascii", "replace").splitlines()
+        found = [int(line.split()[1], 16) for line in lines if line.startswith(sets)]
+    except (OSError, ValueError, IndexError):
+        return True
+    return not found or any(mask >> (number - 1) & 1 for mask in found)
 
 
 def _stat(pid: int) -> tuple[str, int]:

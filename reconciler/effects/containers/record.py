@@ -1,9 +1,9 @@
 """What is written down about one start of a container: the only way back to it after the daemon's death.
 
-`$HIVE_STATE/containers/NAME/` (root, 0700) holds `start.json` (the driver's order to the shim),
-`record.json` (written by the shim, atomically), `lock` (held by the shim while it lives), `console.log` and
-its predecessor, `shim.log`. Standard library only, as the shim imports it;
-named tuples, as importing dataclasses would cost each start of a container 10 ms of processor time.
+`$HIVE_STATE/containers/NAME/` (root, 0700) holds `start.json` (the driver's order), `record.json` (written
+atomically by whoever supervises: the shim, or the unit's helper), and for the shim `lock` (held while it
+lives), `console.log` and its predecessor, `shim.log`. Standard library only, as both import it; named
+tuples, as importing dataclasses would cost each start of a container 10 ms of processor time.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ LOCK = "lock"
 CONSOLE = "console.log"
 CONSOLE_OLD = "console.log.1"
 SHIM_LOG = "shim.log"
+_ADDED = {"stop_asked": False, "result": ""}
 
 
 class Order(NamedTuple):
-    """What the shim is told to start; see `ContainerCommand` for the command's fields."""
+    """What the supervisor is told to start; see `ContainerCommand` for the command's fields. A unit ignores
+    `invocation` (systemd has its own) and `start_timeout_s`."""
 
     name: str
     invocation: str
@@ -44,8 +46,9 @@ class Order(NamedTuple):
 class Record(NamedTuple):
     """One start. `phase` is starting, running or exited; `world` says what the pids are relative to.
 
-    `exit_code` and `signal` are nspawn's; `stop_asked`: by SIGTERM to the shim; `why` is a sentence when it
-    ended before its leader was known.
+    `exit_code` and `signal` are nspawn's; `stop_asked`: by SIGTERM to the shim or a stop job of the unit;
+    `why` is a sentence when it ended before its leader was known. A unit's record has no `shim` and, as
+    systemd does not tell it, no `leader`; `result` is systemd's word for its end.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Record(NamedTuple):
     ended_at: float | None = None
     why: str = ""
     stop_asked: bool = False
+    result: str = ""
 
 
 def read_record(directory: Path) -> Record | None:
@@ -77,7 +81,8 @@ def read_record(directory: Path) -> Record | None:
         for key in ("shim", "nspawn", "leader"):
             data[key] = None if data[key] is None else ProcessRef(*data[key])
         data["cgroups"], data["limits_enforced"] = tuple(data["cgroups"]), tuple(data["limits_enforced"])
-        data.setdefault("stop_asked", False)  # a shim of an older version, which outlived the upgrade
+        for key, default in _ADDED.items():  # a shim of an older version, which outlived the upgrade
+            data.setdefault(key, default)
         return Record(**{field: data[field] for field in Record._fields})
     except (KeyError, TypeError):
         return None

@@ -24,18 +24,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from reconciler.effects.containers import cgroups, proc, record
+from reconciler.effects.containers import cgroups, mounts, proc, record
 from reconciler.effects.containers.console import Console, append_line
 
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
-_CLONE_NEWNS = 0x00020000
-_MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_SLAVE = 2, 4, 32, 4096, 16384, 1 << 19
 
-# Private to the shim's mount namespace: nspawn's own directory, so that nothing of it stays on the host
-# (systemd 257 leaves a mount there when it is killed), and our notify socket.
-_NSPAWN_RUN = "/run/systemd/nspawn"
-_NOTIFY = f"{_NSPAWN_RUN}/hive-notify"
+_NOTIFY = f"{mounts.NSPAWN_RUN}/hive-notify"  # private to the shim's mount namespace
 
 _STOP_S = 10.0  # from SIGTERM to the shim until SIGKILL
 _REAP_S = 10.0  # for everything to be gone after nspawn's end
@@ -92,14 +87,14 @@ class Shim:
             if not mine or self._predecessor_lives():
                 self._report("busy")
                 return 3
-            _call(_libc.prctl, _PR_SET_NAME, b"hive-shim", 0, 0, 0)
-            _call(_libc.prctl, _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            mounts.call(_libc.prctl, _PR_SET_NAME, b"hive-shim", 0, 0, 0)
+            mounts.call(_libc.prctl, _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
             wakeup = _catch_signals()
             try:
                 append_line(
                     self._directory, f"hive-shim: start {self._order.invocation} of {self._order.toplevel}"
                 )
-                self._private_mounts()
+                mounts.make_private(self._order.hardened)
                 self._make_groups()
                 notify = _notify_socket()
                 console = Console(self._directory)
@@ -120,15 +115,6 @@ class Shim:
         if old is None or old.world != self._record.world:
             return False
         return any(process is not None and process.is_alive() for process in (old.nspawn, old.leader))
-
-    def _private_mounts(self) -> None:
-        _call(_libc.unshare, _CLONE_NEWNS)
-        _mount(None, "/", None, _MS_REC | _MS_SLAVE)
-        Path(_NSPAWN_RUN).mkdir(mode=0o700, parents=True, exist_ok=True)
-        _mount("hive-nspawn", _NSPAWN_RUN, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0700,size=8m")
-        for path in self._order.hardened:
-            _mount(path, path, None, _MS_BIND)
-            _mount(None, path, None, _MS_REMOUNT | _MS_BIND | _MS_NOSUID | _MS_NODEV)
 
     def _make_groups(self) -> None:
         order = self._order
@@ -347,17 +333,6 @@ def _notify_socket() -> socket.socket:
     notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     notify.bind(_NOTIFY)
     return notify
-
-
-def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    words = [None if word is None else word.encode() for word in (source, target, kind, data)]
-    _call(_libc.mount, words[0], words[1], words[2], ctypes.c_ulong(flags), words[3])
-
-
-def _call(function: ctypes._NamedFuncPointer, *arguments: object) -> None:
-    if function(*arguments) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{function.__name__}: {os.strerror(number)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,397 @@
+"""The `systemd` driver: each container is an instance of `hive-agent@.service`, driven over D-Bus.
+
+Nothing that matters is in memory: what is true is read from systemd, from /proc, and from the record that
+the unit's own helper writes (`reconciler.effects.containers.unit`), which knows of ends that nobody saw.
+
+Containers are not registered with machined. Their payload is no systemd, so `machinectl` could do nothing
+with them but end them; and a machine that is still registered, or a machined that does not answer, would keep
+nspawn from starting. The unit is the one handle, and there is no registration that could be left over.
+
+A container that the shim started lives on under its shim: it is asked, stopped and cleared through that
+driver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from reconciler.config import Config
+from reconciler.effects.bus import Bus, SystemBus
+from reconciler.effects.containers import cgroups, drift, journal, proc, record, suspend, unitfile, userns
+from reconciler.effects.containers.arguments import container_command
+from reconciler.effects.containers.driver import ShimContainers
+from reconciler.effects.containers.units import GREETING, MATCHES, UnitFacts, Units, changed, unit_of
+from reconciler.effects.protocols import ContainerSpec, ContainerStatus
+from reconciler.errors import HiveError, PermanentError, TemporaryError
+from reconciler.model.names import AgentName
+
+_START_S = unitfile.START_S + 10.0
+_CLEANUP_S = 12.0
+_FREEZE_S = 2.0
+_RETRY_S = 0.2
+_AGENT_UNIT = re.compile(r"hive-agent@([a-z][a-z0-9-]{0,30})\.service")
+_FOREIGN = "container@*.service"
+_FOREIGN_UNIT = re.compile(r"container@.+\.service")
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignEnd:
+    """A container of the host, not of the hive, that is not active any more: its unit, the state it is in
+    now (inactive, failed), and systemd's word for how it ended (empty if that is forgotten)."""
+
+    unit: str
+    active_state: str
+    result: str
+
+
+class SystemdContainers:
+    """`Containers` over systemd; orders and records below `state_dir/containers`."""
+
+    driver: Literal["shim", "systemd"] = "systemd"
+
+    def __init__(self, config: Config, bus: Bus | None = None) -> None:
+        self._config = config
+        self._root = Path(config.state_dir) / "containers"
+        self._bus = bus or SystemBus(matches=MATCHES, greeting=GREETING)
+        self._units = Units(self._bus)
+        self._shim = ShimContainers(config)
+        self._drift = drift.Drift(config, self._units)
+        self._locks: defaultdict[AgentName, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def close(self) -> None:
+        """Hang up; containers go on."""
+        await self._bus.close()
+
+    # ------------------------------------------------------------------------------------------- reading
+    async def status(self, name: AgentName) -> ContainerStatus:
+        """From systemd, the record and /proc; the record last, as its writer is done before systemd is."""
+        if self._is_of_shim(name):
+            return await self._shim.status(name)
+        unit = unitfile.unit_name(name)
+        facts = await self._units.find(unit)
+        found = record.read_record(self._directory(name))
+        order = self._order(name)
+        differs = self._drift.of(unit, facts, order)
+        if facts is not None and facts.is_alive:
+            return _living(unit, facts, found, order, differs)
+        if facts is not None and facts.invocation and (not found or found.invocation != facts.invocation):
+            return _unrecorded(unit, facts, order)
+        if found is None:
+            return ContainerStatus(phase="absent")
+        return _ended(unit, facts, found, differs)
+
+    async def list(self) -> Sequence[AgentName]:
+        """Names with a record or a living unit, sorted."""
+        names = {path.parent.name for path in self._root.glob(f"*/{record.RECORD}")}
+        for unit, (active, _) in (await self._units.listed("hive-agent@*.service")).items():
+            if (found := _AGENT_UNIT.fullmatch(unit)) and active not in {"inactive", "failed"}:
+                names.add(found[1])
+        return [AgentName(name) for name in sorted(names)]
+
+    async def logs(self, name: AgentName, lines: int) -> Sequence[str]:
+        """From the journal, of the last start."""
+        if self._is_of_shim(name):
+            return await self._shim.logs(name, lines)
+        facts = await self._units.find(unitfile.unit_name(name))
+        found = record.read_record(self._directory(name))
+        invocation = facts.invocation if facts is not None else ""
+        if not invocation and found is not None:
+            invocation = found.invocation
+        return await journal.last_lines(invocation, lines) if invocation else []
+
+    # ------------------------------------------------------------------------------------------- acting
+    async def start(self, spec: ContainerSpec) -> ContainerStatus:
+        """Start the unit and wait for nspawn's readiness. One that ends before comes back as exited, with
+        the reason in its journal; `PermanentError` if there is no unit and none can be installed."""
+        async with self._locks[spec.name]:
+            unit = unitfile.unit_name(spec.name)
+            now = await self.status(spec.name)
+            if now.phase == "starting":
+                await self._units.wait(unit, _START_S)
+                now = await self.status(spec.name)
+            if now.phase == "running":
+                return now
+            command = container_command(spec, self._config)
+            directory = self._directory(spec.name)
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, exist_ok=True)
+            order = record.Order(
+                name=spec.name,
+                invocation="",
+                toplevel=spec.toplevel,
+                argv=command.argv,
+                env=command.env,
+                hardened=command.hardened,
+                memory_bytes=command.memory_bytes,
+                cpu_percent=command.cpu_percent,
+                tasks=command.tasks,
+                start_timeout_s=unitfile.START_S,
+            )
+            record.write_order(directory, order)
+            await self._drift.mend_file()
+            try:
+                await self._units.set_properties(unit, drift.properties(order))
+                await self._units.start(unit, _START_S)
+            except PermanentError as error:
+                if error.code == "no-such-unit":
+                    raise PermanentError(
+                        f"the unit {unitfile.TEMPLATE} is not installed", code="no-such-unit",
+                        hint="run `hive install-units`",
+                    ) from error  # fmt: skip
+                raise
+            return await self.status(spec.name)
+
+    async def stop(self, name: AgentName, *, timeout_s: float = 10.0) -> None:
+        """A stop job; SIGKILL to all of the unit after `timeout_s`. Returns when nothing is left."""
+        async with self._locks[name]:
+            if self._is_of_shim(name):
+                await self._shim.stop(name, timeout_s=timeout_s)
+                return
+            unit = unitfile.unit_name(name)
+            facts = await self._units.find(unit)
+            if facts is None or not facts.is_alive:
+                return
+            await self._resume(unit, facts)
+            if timeout_s > 0 and await self._units.stop(unit, timeout_s):
+                return
+            if not await self._units.kill(unit, _CLEANUP_S):
+                raise TemporaryError(
+                    f"the container of {name} could not be killed", after_s=5.0, code="still-running"
+                )
+
+    async def clear(self, name: AgentName) -> None:
+        """Remove the record and let systemd forget the unit; `TemporaryError` code `still-running` while the
+        container runs."""
+        async with self._locks[name]:
+            if self._is_of_shim(name):
+                await self._shim.clear(name)
+                return
+            unit = unitfile.unit_name(name)
+            facts = await self._units.find(unit)
+            if facts is not None and facts.is_alive:
+                raise TemporaryError(f"the container of {name} runs", code="still-running")
+            if facts is not None:
+                await self._units.forget(unit)
+            await asyncio.to_thread(drift.forget, unit)
+            with contextlib.suppress(FileNotFoundError):
+                await asyncio.to_thread(shutil.rmtree, self._directory(name))
+
+    async def freeze(self, name: AgentName) -> None:
+        """By the unit's control group, or by signals where the kernel has no freezer."""
+        async with self._locks[name]:
+            if self._is_of_shim(name):
+                await self._shim.freeze(name)
+                return
+            facts = await self._running(name)
+            if await self._units.freeze(unitfile.unit_name(name)):
+                return
+            if not await asyncio.to_thread(suspend.suspend, _members(facts), _FREEZE_S):
+                raise TemporaryError(
+                    f"the container of {name} could not be suspended", after_s=0.2, code="not-frozen"
+                )
+
+    async def thaw(self, name: AgentName) -> None:
+        """Let it go on."""
+        async with self._locks[name]:
+            if self._is_of_shim(name):
+                await self._shim.thaw(name)
+                return
+            unit = unitfile.unit_name(name)
+            facts = await self._units.find(unit)
+            if facts is not None and facts.is_alive:
+                await self._resume(unit, facts)
+
+    async def refresh(self, name: AgentName) -> None:
+        """Mend the unit file and the unit's properties; `PermanentError` code `drift-stays` names what only
+        somebody else can mend."""
+        async with self._locks[name]:
+            if not self._is_of_shim(name):
+                await self._drift.mend(unitfile.unit_name(name), self._order(name))
+
+    async def forbid_user_namespaces(self, name: AgentName) -> None:
+        """See `userns.forbid`."""
+        if self._is_of_shim(name):
+            await self._shim.forbid_user_namespaces(name)
+            return
+        facts = await self._running(name)
+        leader = _leader(facts)
+        await userns.forbid(name, None if leader is None else proc.ref(leader))
+
+    # ------------------------------------------------------------------------------------------- watching
+    async def changes(self) -> AsyncIterator[AgentName]:
+        """A name when its unit changes state, is unloaded, or a job of it is over; all names after whatever
+        may have hidden such a thing."""
+        seen: dict[str, tuple[object, ...]] = {}
+        first = True
+        with self._bus.watch() as watch:
+            while True:
+                signal = await watch.next()
+                if signal is None or signal.member == "Reloading":
+                    if not first and (signal is None or signal.body == (False,)):
+                        seen.clear()
+                        for name in await self._patient_list():
+                            yield name
+                    first = False
+                    continue
+                found = _AGENT_UNIT.fullmatch(unit_of(signal) or "")
+                if found is None:
+                    continue
+                if values := changed(signal):
+                    state = tuple(values.get(key) for key in _TELLING)
+                    if seen.get(found[1]) == state:
+                        continue
+                    seen[found[1]] = state
+                yield AgentName(found[1])
+
+    async def foreign(self) -> AsyncIterator[ForeignEnd]:
+        """Containers of the host itself (`container@*.service`) that leave `active`. They are only looked
+        at; what a signal says is asked again."""
+        active: set[str] = set()
+        with self._bus.watch() as watch:
+            while True:
+                signal = await watch.next()
+                if signal is not None and not _FOREIGN_UNIT.fullmatch(unit_of(signal) or ""):
+                    continue
+                try:
+                    now = await self._units.listed(_FOREIGN)
+                    ended = {
+                        unit: await self._units.result(unit)
+                        for unit in active
+                        if now.get(unit, ("inactive", ""))[0] in {"inactive", "failed"}
+                    }
+                except HiveError:  # the bus went: the watch says so next, and then all is read anew
+                    continue
+                for unit, result in sorted(ended.items()):
+                    yield ForeignEnd(unit, now.get(unit, ("inactive", ""))[0], result)
+                active -= ended.keys()
+                active |= {unit for unit, (state, _) in now.items() if state == "active"}
+
+    # ------------------------------------------------------------------------------------------- inside
+    def _directory(self, name: AgentName) -> Path:
+        return self._root / name
+
+    def _order(self, name: AgentName) -> record.Order | None:
+        try:
+            return record.read_order(self._directory(name))
+        except ValueError:
+            return None
+
+    def _is_of_shim(self, name: AgentName) -> bool:
+        found = record.read_record(self._directory(name))
+        return found is not None and found.shim is not None
+
+    async def _running(self, name: AgentName) -> UnitFacts:
+        facts = await self._units.find(unitfile.unit_name(name))
+        if facts is None or facts.active != "active" or _leader(facts) is None:
+            raise TemporaryError(f"the container of {name} does not run", code="not-running")
+        return facts
+
+    async def _resume(self, unit: str, facts: UnitFacts) -> None:
+        if facts.freezer != "running":
+            await self._units.thaw(unit)
+        await asyncio.to_thread(suspend.resume, _members(facts))
+
+    async def _patient_list(self) -> Sequence[AgentName]:
+        """All names, as soon as the bus tells."""
+        while True:
+            try:
+                return await self.list()
+            except TemporaryError:
+                await asyncio.sleep(_RETRY_S)
+
+
+_TELLING = ("ActiveState", "SubState", "InvocationID", "FreezerState", "NeedDaemonReload")
+
+
+def _leader(facts: UnitFacts) -> int | None:
+    """The first process of the container: nspawn's only child."""
+    return next(iter(proc.children(facts.main_pid)), None) if facts.main_pid else None
+
+
+def _members(facts: UnitFacts) -> record.Record:
+    """What `suspend` needs to find the processes by itself, without a control group."""
+    leader = _leader(facts)
+    return record.Record("", "", "", "", 0.0, leader=None if leader is None else proc.ref(leader))
+
+
+def _living(
+    unit: str,
+    facts: UnitFacts,
+    found: record.Record | None,
+    order: record.Order | None,
+    differs: tuple[str, ...],
+) -> ContainerStatus:
+    mine = found if found is not None and found.invocation == facts.invocation else None
+    leader = _leader(facts)
+    groups = cgroups.of_unit(facts.main_pid, unit) if facts.main_pid else ()
+    return ContainerStatus(
+        phase="starting" if facts.active == "activating" else "running",
+        toplevel=mine.toplevel if mine is not None else order.toplevel if order is not None else None,
+        invocation=facts.invocation or None,
+        unit=unit,
+        leader_pid=leader,
+        started_at=None if mine is None else mine.started_at,
+        # RLIMIT_NPROC bounds the tasks of each uid where no control group does.
+        limits_enforced=tuple(sorted({*cgroups.enforced(groups), "tasks"})),
+        stop_asked=mine is not None and mine.stop_asked,
+        frozen="frozen" in facts.freezer or (leader is not None and proc.state_of(leader) == "T"),
+        drift=differs,
+    )
+
+
+def _ended(
+    unit: str, facts: UnitFacts | None, found: record.Record, differs: tuple[str, ...]
+) -> ContainerStatus:
+    """From the record; from systemd what the unit's helper could not write down (no disk, no Python)."""
+    told = facts if found.phase != "exited" and facts is not None and facts.invocation else None
+    return ContainerStatus(
+        phase="exited",
+        toplevel=found.toplevel,
+        invocation=found.invocation,
+        unit=unit,
+        exit_code=found.exit_code if told is None else _exit_code(told),
+        signal=found.signal if told is None else _signal(told),
+        oom=found.oom or (told is not None and told.result == "oom-kill"),
+        started_at=found.started_at,
+        limits_enforced=found.limits_enforced,
+        host_restarted=found.world != proc.world_id(),
+        result=found.result if told is None else told.result,
+        ended_at=found.ended_at if told is None else told.main_exited_at or None,
+        stop_asked=found.stop_asked,
+        drift=differs,
+    )
+
+
+def _unrecorded(unit: str, facts: UnitFacts, order: record.Order | None) -> ContainerStatus:
+    """A start that ended before the unit's helper could write anything down."""
+    if order is None:
+        return ContainerStatus(phase="absent")
+    return ContainerStatus(
+        phase="exited",
+        toplevel=order.toplevel,
+        invocation=facts.invocation,
+        unit=unit,
+        exit_code=_exit_code(facts),
+        signal=_signal(facts),
+        result=facts.result,
+        ended_at=facts.main_exited_at or None,
+    )
+
+
+def _exit_code(facts: UnitFacts) -> int | None:
+    return None if facts.killed or not facts.main_exited_at else facts.main_status
+
+
+def _signal(facts: UnitFacts) -> int | None:
+    return facts.main_status if facts.killed else None
+
+
+__all__ = ["ForeignEnd", "SystemdContainers"]
