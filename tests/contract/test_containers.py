@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from reconciler.effects.containers.unitfile import unit_name
 from reconciler.effects.protocols import Containers, ContainerSpec, ContainerStatus
 from reconciler.errors import TemporaryError
 from reconciler.model.names import AgentName
@@ -76,8 +78,8 @@ def fake_world() -> World:
     return World(fake, spec, crash, stop_by_hand, lambda: fake)
 
 
-def real_world(yard: Yard) -> World:
-    driver = yard.driver()
+def real_world(yard: Yard, make: Callable[[], Containers]) -> World:
+    driver = make()
 
     async def spec(name: str, mode: str) -> ContainerSpec:
         return await yard.spec(name, mode=mode)
@@ -89,21 +91,28 @@ def real_world(yard: Yard) -> World:
 
     async def stop_by_hand(name: AgentName) -> None:
         shim = yard.record(name).shim
-        assert shim is not None
-        shim.send(signal.SIGTERM)
+        if shim is not None:
+            shim.send(signal.SIGTERM)
+        else:
+            await asyncio.to_thread(subprocess.run, ["systemctl", "stop", unit_name(name)], check=True)
 
-    return World(driver, spec, crash, stop_by_hand, yard.driver)
+    return World(driver, spec, crash, stop_by_hand, make)
 
 
-@pytest_asyncio.fixture(
-    params=["fake", pytest.param("shim", marks=[needs_containers, pytest.mark.integration])]
-)
+_REAL = [needs_containers, pytest.mark.integration]
+_DRIVERS = ["fake", pytest.param("shim", marks=_REAL)]
+# tests/system runs this file on hosts with systemd as PID 1.
+if os.environ.get("HIVE_TEST_DRIVER") == "systemd":
+    _DRIVERS.append(pytest.param("systemd", marks=_REAL))
+
+
+@pytest_asyncio.fixture(params=_DRIVERS)
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     if request.param == "fake":
         yield fake_world()
         return
-    yard = Yard.make(tmp_path)
-    yield real_world(yard)
+    yard = Yard.make(tmp_path, request.param)
+    yield real_world(yard, yard.systemd if request.param == "systemd" else yard.driver)
     await yard.clean()
 
 

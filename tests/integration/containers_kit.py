@@ -12,14 +12,16 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from reconciler.config import Config, Harness
 from reconciler.effects.containers.driver import ShimContainers
 from reconciler.effects.containers.record import Record, read_record
+from reconciler.effects.containers.systemd import SystemdContainers
 from reconciler.effects.hostfiles import RealHostFiles
-from reconciler.effects.protocols import ContainerSpec
+from reconciler.effects.protocols import Containers, ContainerSpec
 from reconciler.model.names import AgentName
 from reconciler.model.spec import Limits
 
@@ -88,9 +90,10 @@ class Yard:
     root: Path
     files: RealHostFiles
     bases: dict[AgentName, int] = field(default_factory=dict)
+    hung: list[SystemdContainers] = field(default_factory=list)
 
     @classmethod
-    def make(cls, path: Path) -> Yard:
+    def make(cls, path: Path, driver: Literal["shim", "systemd"] = "shim") -> Yard:
         package, venv = path / "package", path / "venv/bin"
         package.mkdir(parents=True)
         venv.mkdir(parents=True)
@@ -99,6 +102,7 @@ class Yard:
         config = Config(
             state_dir=str(path / "state"),
             run_dir=str(path / "run"),
+            driver=driver,
             harness=Harness(package=str(package), venv=str(path / "venv")),
         )
         return cls(path, config, plain_root(path / "root"), RealHostFiles(config))
@@ -106,6 +110,11 @@ class Yard:
     def driver(self) -> ShimContainers:
         """A driver as a daemon just started has it."""
         return ShimContainers(self.config)
+
+    def systemd(self) -> SystemdContainers:
+        """The same over systemd; where that is PID 1."""
+        self.hung.append(SystemdContainers(self.config))
+        return self.hung[-1]
 
     async def spec(
         self, name: str = "probe", *, mode: str = "", limits: Limits | None = None, manager: bool = False
@@ -135,9 +144,13 @@ class Yard:
         return record
 
     async def clean(self) -> None:
-        driver = self.driver()
+        driver = self.systemd() if self.config.driver == "systemd" else self.driver()
         for name in await driver.list():
             await driver.stop(name, timeout_s=0)
+            if self.config.driver == "systemd":  # a failed unit outlives the test's directory
+                await driver.clear(name)
+        for hung in self.hung:
+            await hung.close()
 
 
 class Inside:
@@ -180,7 +193,7 @@ async def served(spec: ContainerSpec) -> AsyncIterator[socket.socket]:
 
 
 @contextlib.asynccontextmanager
-async def inside(driver: ShimContainers, spec: ContainerSpec) -> AsyncIterator[Inside]:
+async def inside(driver: Containers, spec: ContainerSpec) -> AsyncIterator[Inside]:
     """Start the container and talk to its harness."""
     async with served(spec) as listener:
         await driver.start(spec)

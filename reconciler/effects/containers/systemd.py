@@ -245,6 +245,8 @@ class SystemdContainers:
                 if found is None:
                     continue
                 if values := changed(signal):
+                    if values.get("ActiveState") == "deactivating":
+                        continue  # there is nothing to do before it is over
                     state = tuple(values.get(key) for key in _TELLING)
                     if seen.get(found[1]) == state:
                         continue
