@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,12 @@ from reconciler.control.meters import TooManyError
 from reconciler.control.server import ControlServer
 from reconciler.effects.clock import SystemClock
 from reconciler.effects.containers.driver import ShimContainers
+from reconciler.effects.containers.systemd import ForeignEnd, SystemdContainers
 from reconciler.effects.git import GitRepositories
 from reconciler.effects.git.quarantine import Quarantine
 from reconciler.effects.hostfiles import RealHostFiles
 from reconciler.effects.nix import RealNix
 from reconciler.effects.protocols import Clock, Containers, Git, HostFiles, Nix
-from reconciler.errors import PermanentError
 from reconciler.gateway.client import GatewayClient
 from reconciler.gateway.messages import LimitEvent, RefusalEvent
 from reconciler.gatewaysync import GatewaySync
@@ -62,7 +62,8 @@ log = structlog.get_logger("hived")
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """All that hived does to the world outside its databases and sockets. `close` releases what they hold."""
+    """All that hived does to the world outside its databases and sockets. `close` releases what they hold.
+    `foreign`: containers of the host that are not the hive's, where the driver sees them."""
 
     containers: Containers
     nix: Nix
@@ -70,17 +71,23 @@ class Effects:
     host_files: HostFiles
     clock: Clock
     close: Callable[[], None]
+    foreign: Callable[[], AsyncIterator[ForeignEnd]] | None = None
 
 
 def real_effects(config: Config) -> Effects:
     """The effects on this machine."""
-    if config.driver != "shim":
-        raise PermanentError(f"the container driver {config.driver!r} is not there yet", hint="use 'shim'")
     state = Path(config.state_dir)
     git = GitRepositories(state, Quarantine(state / "quarantine", config.build_user))
-    return Effects(
-        ShimContainers(config), RealNix(config), git, RealHostFiles(config), SystemClock(), git.close
-    )
+    nix, files, clock = RealNix(config), RealHostFiles(config), SystemClock()
+    if config.driver == "shim":
+        return Effects(ShimContainers(config), nix, git, files, clock, git.close)
+    containers = SystemdContainers(config)
+
+    def close() -> None:
+        git.close()
+        containers.close()
+
+    return Effects(containers, nix, git, files, clock, close, containers.foreign)
 
 
 class Hived:
@@ -91,7 +98,7 @@ class Hived:
         self.store = store
         self.clock = effects.clock
         self.containers = effects.containers
-        self.git, self._release = effects.git, effects.close
+        self.git, self._release, self._foreign = effects.git, effects.close, effects.foreign
         nix, files = effects.nix, effects.host_files
         self.gateway = GatewayClient(run, on_limit=self._limited, on_refusal=self._refused)
         self.gateway_sync = GatewaySync(store, self.gateway, self.clock)
@@ -180,6 +187,12 @@ class Hived:
             "gateway.refused", event.agent, event.reason, reason=event.reason, message=event.message
         )
 
+    async def _tell_foreign(self, ends: AsyncIterator[ForeignEnd]) -> None:
+        async for end in ends:
+            await self.events.publish(
+                "foreign.changed", None, unit=end.unit, state=end.active_state, result=end.result
+            )
+
     async def _tag(self, data: Mapping[str, Any]) -> None:
         await project_tag(self.git, data)
         if str(data["tag"]).startswith(f"{ProposalState.APPROVED}/"):
@@ -209,6 +222,8 @@ class Hived:
                 group.create_task(self.passes.run(), name="passes"),
                 group.create_task(self.retention.run(), name="retention"),
             ]
+            if self._foreign is not None:
+                tasks.append(group.create_task(self._tell_foreign(self._foreign()), name="foreign"))
             await self.approvals.resume()
             tasks.append(group.create_task(self.approvals.run(), name="approvals"))
             await self.passes.first_read.wait()

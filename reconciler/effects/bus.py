@@ -102,7 +102,7 @@ class Bus(Protocol):
         """Watch signals while the context lasts."""
         ...
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Hang up. The next call or watch connects again."""
         ...
 
@@ -220,11 +220,8 @@ class SystemBus:
         finally:
             self._watches.discard(watch)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """See `Bus`."""
-        if self._guard is not None:
-            self._guard.cancel()
-            await asyncio.gather(self._guard, return_exceptions=True)
         if self._connection is not None:
             self._lose(self._connection)
 

@@ -100,10 +100,11 @@ def real_world(yard: Yard, make: Callable[[], Containers]) -> World:
 
 
 _REAL = [needs_containers, pytest.mark.integration]
-_DRIVERS = ["fake", pytest.param("shim", marks=_REAL)]
-# tests/system runs this file on hosts with systemd as PID 1.
-if os.environ.get("HIVE_TEST_DRIVER") == "systemd":
-    _DRIVERS.append(pytest.param("systemd", marks=_REAL))
+# tests/system runs this file with the systemd driver, on hosts where that is PID 1.
+_ON_SYSTEMD = os.environ.get("HIVE_TEST_DRIVER") == "systemd"
+_DRIVERS = (
+    [pytest.param("systemd", marks=_REAL)] if _ON_SYSTEMD else ["fake", pytest.param("shim", marks=_REAL)]
+)
 
 
 @pytest_asyncio.fixture(params=_DRIVERS)

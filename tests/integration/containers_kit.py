@@ -150,7 +150,7 @@ class Yard:
             if self.config.driver == "systemd":  # a failed unit outlives the test's directory
                 await driver.clear(name)
         for hung in self.hung:
-            await hung.close()
+            hung.close()
 
 
 class Inside:

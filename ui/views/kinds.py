@@ -21,5 +21,6 @@ KINDS = (
     "gateway.limited",
     "gateway.refused",
     "hive.pruned",
+    "foreign.changed",
     "audit.row",
 )

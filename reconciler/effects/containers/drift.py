@@ -1,14 +1,18 @@
 """Whether a unit is as this version would have set it up; mends it without touching processes.
 
-Mended: the unit file (unless it is managed elsewhere, as on NixOS), what systemd has not read yet, the
-limits, and drop-ins below /run. Only reported: drop-ins that an administrator keeps elsewhere.
+Mended are the unit file, what systemd has not read yet, the limits, and drop-ins: those below /run are
+removed, an administrator's below /etc are kept under another name. What cannot be written here (as on NixOS,
+where the host's own configuration is the place to change it) is no drift; it is logged.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
+
+import structlog
 
 from reconciler.config import Config
 from reconciler.effects.bus import Typed
@@ -17,10 +21,13 @@ from reconciler.effects.containers.record import Order
 from reconciler.effects.containers.units import UnitFacts, Units
 from reconciler.errors import PermanentError
 
+log = structlog.get_logger("units")
+
 _FILE = Path("/etc/systemd/system") / unitfile.TEMPLATE
-_RUNTIME = Path("/run")
+_RUNTIME, _ADMIN = Path("/run"), Path("/etc")
 _CONTROL = _RUNTIME / "systemd/system.control"
 _OWN = frozenset({"50-MemoryMax.conf", "50-MemorySwapMax.conf", "50-TasksMax.conf", "50-CPUQuota.conf"})
+_SAVED = ".hive-saved"
 
 
 def properties(order: Order) -> dict[str, Typed]:
@@ -45,15 +52,19 @@ class Drift:
     def __init__(self, config: Config, units: Units) -> None:
         self._wanted = unitfile.text(config)
         self._units = units
+        self._told: set[str] = set()
 
     def of(self, unit: str, facts: UnitFacts | None, order: Order | None) -> tuple[str, ...]:
-        """What differs, in words; empty if nothing does or there is nothing to compare."""
-        found = self._of_file(facts)
+        """What differs and can be mended, in words; empty if nothing does."""
+        found = self._of_file()
         if facts is None or order is None:
             return tuple(found)
         if facts.needs_reload:
-            found.append("systemd has not read the changed unit file")
-        found += [f"drop-in {path}" for path in _foreign(unit, facts)]
+            found.append("systemd has not read what changed on disk")
+        for path in _foreign(unit, facts):
+            what = f"{path} is not the hive's"
+            if self._can_mend(path, what):
+                found.append(what)
         if facts.is_alive:
             for key, value in _limits(order).items():
                 if getattr(facts, key) != value:
@@ -61,36 +72,28 @@ class Drift:
         return tuple(found)
 
     async def mend(self, unit: str, order: Order | None) -> None:
-        """Mend what `of` says; `PermanentError` code `drift-stays` for what is left to an administrator."""
+        """Mend what `of` says; nothing to do if it says nothing."""
         await self.mend_file()
         facts = await self._units.find(unit)
         if facts is None:
             return
-        foreign = _foreign(unit, facts)
-        runtime = [path for path in foreign if path.is_relative_to(_RUNTIME)]
-        for path in runtime:
-            path.unlink(missing_ok=True)
-        if runtime or facts.needs_reload:
+        foreign = [path for path in _foreign(unit, facts) if self._can_mend(path)]
+        for path in foreign:
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_relative_to(_RUNTIME):
+                    path.unlink()
+                else:
+                    path.rename(path.with_name(path.name + _SAVED))
+        if foreign or facts.needs_reload:
             await self._units.reload()
         if order is not None and facts.is_alive:
             await self._units.set_properties(unit, properties(order))
-        left = [str(path) for path in foreign if path not in runtime]
-        if left:
-            raise PermanentError(
-                f"{unit} is changed by {', '.join(left)}", code="drift-stays",
-                hint="remove the drop-in and run `systemctl daemon-reload`",
-            )  # fmt: skip
 
     async def mend_file(self) -> None:
-        """Bring the template on disk up to date, and let systemd read it."""
-        found = _read(_FILE)
-        if found is not None and not unitfile.differences(self._wanted, found):
+        """Bring the template on disk up to date, and let systemd read it. `PermanentError` if it is missing
+        and cannot be written."""
+        if not self._of_file():
             return
-        if found is not None and _is_managed(_FILE):
-            raise PermanentError(
-                f"{_FILE} is managed elsewhere and not of this version", code="drift-stays",
-                hint="switch the host to a configuration with this version of hyperhive",
-            )  # fmt: skip
         temporary = _FILE.with_name(f".{_FILE.name}.new")
         try:
             temporary.write_text(self._wanted)
@@ -98,19 +101,30 @@ class Drift:
             temporary.replace(_FILE)
         except OSError as error:
             raise PermanentError(
-                f"cannot write {_FILE}: {error.strerror}", code="drift-stays", hint="run `hive install-units`"
+                f"cannot write {_FILE}: {error.strerror}",
+                code="no-unit-file",
+                hint="run `hive install-units`",
             ) from error
         await self._units.reload()
 
-    def _of_file(self, facts: UnitFacts | None) -> list[str]:
-        path = Path(facts.fragment) if facts is not None and facts.fragment else _FILE
-        text = _read(path)
-        found = [] if path == _FILE else [f"its unit file is {path} instead of {_FILE}"]
-        if text is None:
-            return [*found, f"{path} is missing"]
-        if settings := unitfile.differences(self._wanted, text):
-            found.append(f"{path} differs in {' '.join(settings)}")
-        return found
+    def _of_file(self) -> list[str]:
+        try:
+            found = _FILE.read_text("utf-8", "replace")
+        except OSError:
+            return [f"{_FILE} is missing"]
+        settings = unitfile.differences(self._wanted, found)
+        what = f"{_FILE} differs in {' '.join(settings)}"
+        return [what] if settings and self._can_mend(_FILE, what) else []
+
+    def _can_mend(self, path: Path, what: str = "") -> bool:
+        """Whether a file is this host's to change; if not, `what` is logged once."""
+        in_place = path.is_relative_to(_RUNTIME) or path.is_relative_to(_ADMIN)
+        if in_place and not path.is_symlink() and os.access(path.parent, os.W_OK):
+            return True
+        if what and what not in self._told:
+            self._told.add(what)
+            log.warning("unit.managed-elsewhere", what=what)
+        return False
 
 
 def _limits(order: Order) -> dict[str, int]:
@@ -124,18 +138,7 @@ def _limits(order: Order) -> dict[str, int]:
 
 
 def _foreign(unit: str, facts: UnitFacts) -> list[Path]:
-    """Drop-ins that are neither ours nor for all services."""
-    own = {str(_CONTROL / f"{unit}.d" / name) for name in _OWN}
-    paths = [Path(path) for path in facts.drop_ins if path not in own]
+    """Files that shape the unit besides its template and limits; not those for all services."""
+    own = {str(_CONTROL / f"{unit}.d" / name) for name in _OWN} | {str(_FILE), ""}
+    paths = [Path(path) for path in (facts.fragment, *facts.drop_ins) if path not in own]
     return [path for path in paths if path.parent.name != "service.d"]
-
-
-def _is_managed(path: Path) -> bool:
-    return path.is_symlink() or not os.access(path.parent, os.W_OK)
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text("utf-8", "replace")
-    except OSError:
-        return None

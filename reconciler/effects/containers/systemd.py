@@ -18,7 +18,7 @@ import contextlib
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -66,9 +66,9 @@ class SystemdContainers:
         self._drift = drift.Drift(config, self._units)
         self._locks: defaultdict[AgentName, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Hang up; containers go on."""
-        await self._bus.close()
+        self._bus.close()
 
     # ------------------------------------------------------------------------------------------- reading
     async def status(self, name: AgentName) -> ContainerStatus:
@@ -87,6 +87,11 @@ class SystemdContainers:
         if found is None:
             return ContainerStatus(phase="absent")
         return _ended(unit, facts, found, differs)
+
+    async def statuses(self) -> Mapping[AgentName, ContainerStatus]:
+        """One after the other, several at a time."""
+        names = await self.list()
+        return dict(zip(names, await asyncio.gather(*(self.status(name) for name in names)), strict=True))
 
     async def list(self) -> Sequence[AgentName]:
         """Names with a record or a living unit, sorted."""
@@ -210,8 +215,7 @@ class SystemdContainers:
                 await self._resume(unit, facts)
 
     async def refresh(self, name: AgentName) -> None:
-        """Mend the unit file and the unit's properties; `PermanentError` code `drift-stays` names what only
-        somebody else can mend."""
+        """Mend the unit file, drop-ins and limits; see `drift`."""
         async with self._locks[name]:
             if not self._is_of_shim(name):
                 await self._drift.mend(unitfile.unit_name(name), self._order(name))
