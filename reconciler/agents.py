@@ -10,7 +10,7 @@ from typing import Protocol, assert_never
 from reconciler import __version__
 from reconciler.config import Config
 from reconciler.control import models as api
-from reconciler.effects.protocols import Containers
+from reconciler.effects.protocols import Containers, ContainerStatus
 from reconciler.errors import OperatorError
 from reconciler.model.instants import MICRO, stamp, stamp_or_none
 from reconciler.model.names import AgentName
@@ -37,7 +37,9 @@ class Now:
 class Presence(Protocol):
     """Where the present state of agents is read."""
 
-    async def now(self, name: AgentName) -> Now: ...
+    async def now(self, name: AgentName, row: Row | None = None) -> Now:
+        """`row`: the agent's, if it was just read."""
+        ...
 
 
 class Voice(Protocol):
@@ -71,6 +73,8 @@ class Storage(Protocol):
         """When they were last pruned by this process."""
         ...
 
+
+_ABSENT = ContainerStatus(phase="absent")
 
 Look = Callable[[AgentName], Awaitable[Plan | None]]
 
@@ -111,17 +115,21 @@ class AgentService:
     async def all(self) -> list[api.Agent]:
         """All agents that are not destroyed, by name."""
         today = await self._spending.today()
-        return [await self._view(row, today) for row in await fleet.agents(self._store.state)]
+        found = await self._containers.statuses()
+        rows = await fleet.agents(self._store.state)
+        return [await self._view(row, today, found.get(row["name"], _ABSENT)) for row in rows]
 
     async def get(self, name: str) -> api.Agent:
         """One agent."""
         row = await fleet.agent(self._store.state, name)
-        return await self._view(row, await self._spending.today())
+        status = await self._containers.status(AgentName(row["name"]))
+        return await self._view(row, await self._spending.today(), status)
 
-    async def _view(self, row: Row, today: dict[str, tuple[int, float]]) -> api.Agent:
+    async def _view(
+        self, row: Row, today: dict[str, tuple[int, float]], status: ContainerStatus
+    ) -> api.Agent:
         name = AgentName(row["name"])
-        now = await self._presence.now(name)
-        status = await self._containers.status(name)
+        now = await self._presence.now(name, row)
         spec = json.loads(row["spec"]) if row["spec"] else {}
         wanted = row["model_override"] or spec.get("model")
         active = now.active_model or row["last_model"]

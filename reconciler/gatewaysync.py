@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
+from collections.abc import Mapping
 
 import structlog
 
@@ -11,7 +13,6 @@ from reconciler.effects.protocols import Clock
 from reconciler.errors import HiveError
 from reconciler.gateway.client import GatewayClient
 from reconciler.gateway.messages import AgentPolicy
-from reconciler.model.names import AgentName
 from reconciler.store import deployments, fleet
 from reconciler.store.db import Row, Store
 
@@ -53,15 +54,19 @@ class GatewaySync:
                 await self._clock.sleep(RETRY_S)
 
     async def _policies(self) -> list[AgentPolicy]:
-        found = []
-        for row in await fleet.agents(self._store.state):
-            serving = await deployments.serving_generation(self._store.state, AgentName(row["name"]))
-            if serving is not None:
-                found.append(_policy(row, json.loads(serving["spec"])))
-        return found
+        specs = await deployments.serving_specs(self._store.state)
+        rows = await fleet.agents(self._store.state)
+        return [_policy(row, _parsed(specs[row["name"]])) for row in rows if row["name"] in specs]
 
 
-def _policy(row: Row, spec: dict[str, object]) -> AgentPolicy:
+@functools.lru_cache(maxsize=1024)
+def _parsed(spec: str) -> Mapping[str, object]:
+    """Every turn of every agent asks for all specs; they change seldom."""
+    found: Mapping[str, object] = json.loads(spec)
+    return found
+
+
+def _policy(row: Row, spec: Mapping[str, object]) -> AgentPolicy:
     """What the approved spec allows, from its JSON: a spec of an older schema still serves."""
     model, models = spec.get("model", "haiku"), spec.get("models", [])
     budget, tools = spec.get("budget", {}), spec.get("tools", {})

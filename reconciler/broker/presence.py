@@ -119,6 +119,7 @@ class Presence:
         self._publish = publish
         self._memories: dict[str, _Memory] = {}
         self._told: dict[str, tuple[Shown, int]] = {}
+        self._past: dict[str, tuple[Shown, int] | None] = {}  # what history said when it was asked
         self._unsure: set[str] = set()
         self._passed: dict[str, int] = {}
         self._dirty: set[str] = set()
@@ -126,7 +127,16 @@ class Presence:
         self._grace_until = micros(clock.now() + GRACE_S)
 
     async def load(self) -> None:
-        """Take up open turns of the process before: their harnesses may still be at work."""
+        """Take up open turns of the process before: their harnesses may still be at work. And what history
+        says of every agent, at once."""
+        names = [row["name"] for row in await agents.existing(self._store.state)]
+        self._past = dict.fromkeys(names)
+        for row in await history.last_states(self._store.events, names):
+            self._past[row["agent"]] = _shown(row)
+        for name in names:
+            self._of(name).context_read = True
+        for row in await history.last_contexts(self._store.events, names):
+            self._of(row["agent"]).context = _context(row)
         for row in await turns.all_open(self._store.state):
             self.turn_begun(AgentName(row["agent"]), row["id"], row["model"])
 
@@ -221,9 +231,10 @@ class Presence:
         """The live turn."""
         return self._of(agent).turn
 
-    async def now(self, name: AgentName) -> Now:
-        """What the agent is doing; `OperatorError` code `not-found`."""
-        row = await agents.get(self._store.state, name)
+    async def now(self, name: AgentName, row: Row | None = None) -> Now:
+        """What the agent is doing, from its row (of `agents.get`, read here unless given); `OperatorError`
+        code `not-found`."""
+        row = row or await agents.get(self._store.state, name)
         if row is None:
             raise OperatorError(f"there is no agent {name[:60]!r}", code="not-found")
         shown = derive_state(self._facts(name, row))
@@ -325,12 +336,10 @@ class Presence:
 
     async def _remembered(self, name: str) -> tuple[Shown, int] | None:
         """The last state that history tells of, and since when."""
-        row = await history.last_state(self._store.events, name)
-        if row is None:
-            return None
-        data = json.loads(row["data"])
-        until = None if data["until"] is None else parse_stamp(data["until"])
-        return Shown(AgentState(data["state"]), data["reason"], until), parse_stamp(data["since"])
+        if name not in self._past:
+            row = await history.last_state(self._store.events, name)
+            self._past[name] = None if row is None else _shown(row)
+        return self._past[name]
 
     async def _context_of(self, name: str) -> tuple[int, int] | None:
         memory = self._of(name)
@@ -338,9 +347,20 @@ class Presence:
             memory.context_read = True
             row = await history.last_context(self._store.events, name)
             if row is not None and memory.context is None:
-                data = json.loads(row["data"])
-                memory.context = (data["used_tokens"], data["window_tokens"])
+                memory.context = _context(row)
         return memory.context
+
+
+def _shown(row: Row) -> tuple[Shown, int]:
+    """The state that an event told, and since when (microseconds)."""
+    data = json.loads(row["data"])
+    until = None if data["until"] is None else parse_stamp(data["until"])
+    return Shown(AgentState(data["state"]), data["reason"], until), parse_stamp(data["since"])
+
+
+def _context(row: Row) -> tuple[int, int]:
+    data = json.loads(row["data"])
+    return data["used_tokens"], data["window_tokens"]
 
 
 def _whole_ms(instant: int | None) -> int | None:

@@ -11,14 +11,13 @@ from reconciler.model.names import AgentName
 from reconciler.store.db import Reader, Row, Tx
 from reconciler.store.holds import HOLD_REASON, IS_HELD
 
+COLUMNS = f"a.*, {IS_HELD} AS held, {HOLD_REASON} AS hold_reason"
+"""Of an agent `a`: what `get` gives, and `fleet` with more."""
+
 
 async def get(reader: Reader, name: str) -> Row | None:
-    """The agent's row (and `held`), destroyed ones included; None if there never was one."""
-    return await reader.one(
-        f"SELECT a.*, {IS_HELD} AS held, {HOLD_REASON} AS hold_reason "  # noqa: S608 - constant text
-        "FROM agents a WHERE a.name = ?",
-        name,
-    )
+    """The agent's row, destroyed ones included; None if there never was one."""
+    return await reader.one(f"SELECT {COLUMNS} FROM agents a WHERE a.name = ?", name)  # noqa: S608 - constant
 
 
 async def existing(reader: Reader) -> Sequence[Row]:

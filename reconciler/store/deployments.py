@@ -146,6 +146,16 @@ async def serving_generation(db: Database, name: AgentName) -> Row | None:
     )
 
 
+async def serving_specs(db: Database) -> dict[str, str]:
+    """Of every agent that has one, the JSON of the spec that `serving_generation` gives."""
+    rows = await db.all(
+        "SELECT a.name, g.spec FROM agents a JOIN generations g ON g.agent = a.name AND g.number = "
+        "COALESCE((SELECT c.number FROM proposals p JOIN generations c ON c.agent = p.agent "
+        "AND c.number = p.generation WHERE p.agent = a.name AND p.state = 'activating'), a.generation)"
+    )
+    return {row["name"]: row["spec"] for row in rows}
+
+
 async def next_generation(db: Database, name: AgentName) -> int:
     """The number the next activation gets; the same until that activation is written."""
     row = await db.one("SELECT COALESCE(MAX(number), 0) + 1 AS n FROM generations WHERE agent = ?", name)

@@ -90,6 +90,16 @@ async def last_state(reader: Reader, agent: str) -> Row | None:
     )
 
 
+async def last_states(reader: Reader, agents: Sequence[str]) -> Sequence[Row]:
+    """`last_state` of many agents; those that never told one are left out."""
+    return await reader.all(
+        "SELECT e.* FROM json_each(?) AS names JOIN events e ON e.id = (SELECT id FROM events "
+        "WHERE agent = names.value AND kind = 'agent.state' "
+        "AND json_extract(data, '$.state') IS NOT NULL ORDER BY id DESC LIMIT 1)",
+        json.dumps(list(agents)),
+    )
+
+
 # ------------------------------------------------------------------------------------------------ transcript
 async def add_lines(tx: Tx, agent: str, turn: int, lines: Sequence[Line]) -> int:
     """Write lines that are not there yet; how many were new."""
@@ -155,6 +165,15 @@ async def last_context(reader: Reader, agent: str) -> Row | None:
     """The last line in which the agent told how full its context is."""
     return await reader.one(
         "SELECT * FROM transcript WHERE agent = ? AND kind = 'context' ORDER BY id DESC LIMIT 1", agent
+    )
+
+
+async def last_contexts(reader: Reader, agents: Sequence[str]) -> Sequence[Row]:
+    """`last_context` of many agents; those that never told one are left out."""
+    return await reader.all(
+        "SELECT t.* FROM json_each(?) AS names JOIN transcript t ON t.id = (SELECT id FROM transcript "
+        "WHERE agent = names.value AND kind = 'context' ORDER BY id DESC LIMIT 1)",
+        json.dumps(list(agents)),
     )
 
 

@@ -6,19 +6,22 @@ from collections.abc import Sequence
 
 from reconciler.errors import OperatorError
 from reconciler.model.states import Desired
+from reconciler.store import agents as agent_rows
 from reconciler.store.db import Database, Row, Tx
 
-_AGENT = """
-SELECT a.*, g.commit_id, g.spec,
-       EXISTS (SELECT 1 FROM holds h WHERE h.scope IN (a.name, '*')) AS held,
+# The newest turn is looked for in each state apart: the index knows the last of each, whatever their number.
+_MORE = """, g.commit_id, g.spec,
        (SELECT COUNT(*) FROM messages m
         WHERE m.recipient = a.name AND m.state IN ('queued', 'leased')) AS inbox_depth,
-       (SELECT t.id FROM turns t
-        WHERE t.agent = a.name AND t.state = 'open' ORDER BY t.id DESC LIMIT 1) AS turn_id,
-       (SELECT MAX(t.begun_at) FROM turns t WHERE t.agent = a.name) AS last_turn_at,
-       (SELECT t.model FROM turns t WHERE t.agent = a.name ORDER BY t.id DESC LIMIT 1) AS last_model
+       o.id AS turn_id, last.begun_at AS last_turn_at, last.model AS last_model
 FROM agents a LEFT JOIN generations g ON g.agent = a.name AND g.number = a.generation
+     LEFT JOIN turns o ON o.id = (SELECT id FROM turns t
+                                  WHERE t.agent = a.name AND t.state = 'open' ORDER BY id DESC LIMIT 1)
+     LEFT JOIN turns e ON e.id = (SELECT id FROM turns t
+                                  WHERE t.agent = a.name AND t.state = 'ended' ORDER BY id DESC LIMIT 1)
+     LEFT JOIN turns last ON last.id = MAX(COALESCE(o.id, 0), COALESCE(e.id, 0))
 """
+_AGENT = "SELECT " + agent_rows.COLUMNS + _MORE
 
 
 async def agents(db: Database) -> Sequence[Row]:
