@@ -22,8 +22,10 @@ _AGENT_SOCKET = "/run/hive/agent.sock"
 
 
 def main(environment: Mapping[str, str]) -> int:
-    """Runs until SIGTERM; the exit status. The harness's own environment is emptied: the SDK would hand it
-    on."""
+    """Runs until SIGTERM, then leaves with 0; returns only the status of what cannot start.
+
+    The harness's own environment is emptied: the SDK would hand it on.
+    """
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     boot = secrets.token_hex(16)
@@ -43,7 +45,15 @@ def main(environment: Mapping[str, str]) -> int:
         sys.stderr.write(f"harness: cannot start: {error}\n")
         return 78  # EX_CONFIG
     os.environ["PATH"] = "/usr/bin:/bin"
-    asyncio.run(live(config, boot, welcome))
+
+    async def run() -> None:
+        await live(config, boot, welcome)
+        sys.stderr.flush()
+        # Not by returning: waiting for the thread that may still import the SDK, and tearing its modules down,
+        # costs up to seconds on a busy machine, of the few that a container has to end in. All is told by now.
+        os._exit(0)
+
+    asyncio.run(run())
     return 0
 
 

@@ -173,6 +173,24 @@ async def test_stopping_in_the_middle_of_a_turn_tells_its_end_and_exits_with_0(t
         assert [one.redelivered for one in hived.host.queued] == [True]
 
 
+async def test_stopping_does_not_wait_for_what_is_still_being_loaded(tmp_path: Path) -> None:
+    container = Container(tmp_path)
+    host = FakeHost(container.run, welcome())
+    await host.start()
+    endless = tmp_path / "state/claude_agent_sdk"
+    endless.mkdir()
+    (endless / "__init__.py").write_text("open('/state/loading', 'w')\nimport time\ntime.sleep(600)\n")
+    (tmp_path / "state").chmod(0o777)  # container root has no right to pass by modes
+    try:
+        async with container.harness({"PYTHONPATH": "/state:/opt/hive/lib"}) as process:
+            await host.until(lambda: (tmp_path / "state/loading").exists())
+            signal_first(process, signal.SIGTERM)
+            async with asyncio.timeout(8):
+                assert await process.wait() == 0
+    finally:
+        await host.stop()
+
+
 async def test_a_harness_that_is_idle_closes_the_cli_and_resumes_it(tmp_path: Path) -> None:
     plans = [scenario("one", {"text": "The word is tulip."}), scenario(".", {"text": "again"})]
     async with world(tmp_path, *plans, HIVE_IDLE_PARK_S="0.1") as hived:
