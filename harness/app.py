@@ -49,8 +49,8 @@ def main(environment: Mapping[str, str]) -> int:
     async def run() -> None:
         await live(config, boot, welcome)
         sys.stderr.flush()
-        # Not by returning: waiting for the thread that may still import the SDK, and tearing its modules down,
-        # costs up to seconds on a busy machine, of the few that a container has to end in. All is told by now.
+        # Not by returning: waiting for the thread that may still import the SDK and tearing its modules down
+        # cost seconds on a busy machine, of the few that a container has to end in. All is told by now.
         os._exit(0)
 
     asyncio.run(run())

@@ -86,7 +86,9 @@ class Link:
         on_welcome: Callable[[Welcome], None],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._connector = aiohttp.UnixConnector(path=str(socket), limit=32)
+        # A fresh connection for each call: one that is kept and cut by the host's restart would leave open
+        # whether the call on it took effect. A host that stops answers what it has accepted.
+        self._connector = aiohttp.UnixConnector(path=str(socket), limit=32, force_close=True)
         self._session = aiohttp.ClientSession(
             connector=self._connector,
             base_url="http://hive/",

@@ -46,6 +46,7 @@ from reconciler.lifecycle import LifecycleService
 from reconciler.model.names import AgentName
 from reconciler.model.risk import is_allowed_model
 from reconciler.model.states import ProposalState
+from reconciler.notify import Notifier
 from reconciler.passes.apply import Applier, Paths
 from reconciler.passes.builds import Builds
 from reconciler.passes.loop import Passes
@@ -54,10 +55,14 @@ from reconciler.plan.facts import Bounds
 from reconciler.plan.steps import Failed, Plan
 from reconciler.retention import Retention
 from reconciler.services import Services
+from reconciler.sockets import Bound, inherited
+from reconciler.startstop import STOP_S, end_within, extending, prove_life
 from reconciler.store import agents
 from reconciler.store.db import Store
 
 log = structlog.get_logger("hived")
+
+READ_ONE_S = 60.0  # what the start may take longer for each agent that was read
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +95,20 @@ def real_effects(config: Config) -> Effects:
     return Effects(containers, nix, git, files, clock, close, containers.foreign)
 
 
+@dataclass(frozen=True, slots=True)
+class Supervisor:
+    """What started hived: the way to tell it how things stand, and the sockets that it holds for us."""
+
+    notifier: Notifier
+    sockets: Mapping[str, Bound]
+
+
 class Hived:
     """All parts of one running hived."""
 
-    def __init__(self, config: Config, store: Store, effects: Effects) -> None:
+    def __init__(self, config: Config, store: Store, effects: Effects, supervisor: Supervisor) -> None:
+        self.notifier = supervisor.notifier
+        self._reading = "starting"
         state, run = Path(config.state_dir), Path(config.run_dir)
         self.store = store
         self.clock = effects.clock
@@ -148,12 +163,13 @@ class Hived:
             store=store, containers=self.containers, nix=nix, tags=tags, host_files=files,
             sockets=self.sites, builds=self.builds, applier=applier, clock=self.clock, bounds=bounds,
             resync_s=config.timeouts.resync_s, after_step=self.gateway_sync.poke, on_failure=self._troubled,
+            on_read=self._has_read,
             presence=SeenByPasses(
                 self.broker.hello_of, presence.is_ready, self.broker.has_live_turn, presence.set_phase,
                 self.broker.drain,
             ),
         )  # fmt: skip
-        self.control = ControlServer(services, run, Ids.of(config))
+        self.control = ControlServer(services, run, Ids.of(config), inherited=supervisor.sockets)
 
     # ------------------------------------------------------------------------------------- wired by name
     def wake(self, name: AgentName) -> None:
@@ -221,6 +237,7 @@ class Hived:
                 group.create_task(self.gateway_sync.run(), name="gateway-sync"),
                 group.create_task(self.passes.run(), name="passes"),
                 group.create_task(self.retention.run(), name="retention"),
+                group.create_task(prove_life(self.notifier, self.passes.stuck, self._status), name="life"),
             ]
             if self._foreign is not None:
                 tasks.append(group.create_task(self._tell_foreign(self._foreign()), name="foreign"))
@@ -228,16 +245,27 @@ class Hived:
             tasks.append(group.create_task(self.approvals.run(), name="approvals"))
             await self.passes.first_read.wait()
             await self.control.start()
+            self.notifier.ready()
             log.info("hived.ready", pid=os.getpid())
             await stop.wait()
             log.info("hived.stopping")
             self.events.close()
-            await self.control.close()
-            await self.sites.close()
-            await self.approvals.close()
-            await self.builds.close()
+            # Callers first, while what answers them is whole; then what works by itself.
+            await asyncio.gather(self.control.close(), self.sites.close())
+            await asyncio.gather(self.approvals.close(), self.builds.close())
             for task in tasks:
                 task.cancel()
+
+    def _has_read(self, done: int, count: int) -> None:
+        self._reading = f"first read: {done} of {count} agents"
+        self.notifier.status(self._reading)
+        self.notifier.extend(READ_ONE_S)
+
+    def _status(self) -> str:
+        if not self.passes.first_read.is_set():
+            return self._reading
+        count, builds = len(self.sites.serving()), len(self.builds.tasks)
+        return f"serving {count} agents" + (f", {builds} builds" if builds else "")
 
     async def close(self) -> None:
         """Release what is left after `run`."""
@@ -251,13 +279,21 @@ async def serve(config: Config, make_effects: Callable[[Config], Effects] = real
         # 0711: the build user passes through to its own trees, and lists nothing.
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o711)
-    store = await Store.open(state)
+    notifier = Notifier.from_environment(os.environ)
+    supervisor = Supervisor(notifier, inherited(os.environ))
+    notifier.status("opening the databases (migrating them, if they are of an older version)")
+    store = await extending(Store.open(state), notifier)
     try:
-        hived = Hived(config, store, make_effects(config))
+        hived = Hived(config, store, make_effects(config), supervisor)
         stop = asyncio.Event()
+
+        def end() -> None:
+            end_within(STOP_S, notifier)
+            stop.set()
+
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, end)
         try:
             await hived.run(stop)
         finally:

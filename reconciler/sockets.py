@@ -3,7 +3,8 @@
 `bind` makes a listening socket under a temporary name, gives it owner and mode, and renames it over the old
 one: a client finds either the old socket or the finished new one. `Listener` accepts: it reads the peer's
 credentials from the kernel before a byte of the connection is parsed, and bounds how many there are.
-Used by the control server, the agent server and the gateway.
+`inherited` takes the sockets that a supervisor holds for us (socket activation): they stay while we are away,
+and who connects meanwhile waits. Used by the control server, the agent server and the gateway.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import secrets
 import socket
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from reconciler.errors import PermanentError
 log = structlog.get_logger("sockets")
 
 BACKLOG = 64
+_FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 ACCEPT_PAUSE_S = 0.1
 _SO_PEERGROUPS = 59  # not in Python's socket module; Linux 4.13
 _CREDENTIALS = struct.Struct("3i")
@@ -48,11 +50,15 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A listening socket and the file it answers at; `identity` is (device, inode) of that file."""
+    """A listening socket and the file it answers at; `identity` is (device, inode) of that file.
+
+    `inherited`: a supervisor holds it, too; its file is the supervisor's and stays.
+    """
 
     sock: socket.socket
     path: Path
     identity: tuple[int, int]
+    inherited: bool = False
 
     def is_in_place(self) -> bool:
         """Whether the file at `path` is still this socket (not removed, not replaced)."""
@@ -62,11 +68,16 @@ class Bound:
             return False
         return stat.S_ISSOCK(found.st_mode) and (found.st_dev, found.st_ino) == self.identity
 
-    def close(self, *, unlink: bool) -> None:
-        """Stop listening; `unlink` also removes the file, if it is still ours."""
-        if unlink and self.is_in_place():
+    def unlink(self) -> None:
+        """Remove the file, if it is still ours: nobody new can connect."""
+        if not self.inherited and self.is_in_place():
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
+
+    def close(self, *, unlink: bool) -> None:
+        """Stop listening; `unlink` also removes the file, if it is still ours."""
+        if unlink:
+            self.unlink()
         self.sock.close()
 
 
@@ -116,6 +127,51 @@ def bind(path: Path, *, mode: int, uid: int, gid: int, kind: int = socket.SOCK_S
     return Bound(sock, path, identity)
 
 
+def inherited(environment: MutableMapping[str, str]) -> dict[str, Bound]:
+    """The listening unix sockets that the supervisor passed to this process, by their names.
+
+    Follows sd_listen_fds(3) with names; the variables are removed from `environment`. What is no listening
+    unix stream socket, or has no name of its own, is closed and told: it would be served by nobody.
+    """
+    count, meant = environment.pop("LISTEN_FDS", ""), environment.pop("LISTEN_PID", "")
+    names = environment.pop("LISTEN_FDNAMES", "").split(":")
+    found: dict[str, Bound] = {}
+    if not count.isdecimal() or meant != str(os.getpid()):
+        return found
+    for number in range(int(count)):
+        name = names[number] if number < len(names) else ""
+        try:
+            sock = socket.socket(fileno=_FIRST_INHERITED_FD + number)
+        except OSError as error:
+            log.warning("socket.not_inherited", name=name, error=error.strerror)
+            continue
+        bound = _listening(sock)
+        if bound is None or not name or name in found:
+            log.warning("socket.not_inherited", name=name, error="no listening unix socket of its own name")
+            sock.close()
+            continue
+        found[name] = bound
+    return found
+
+
+def _listening(sock: socket.socket) -> Bound | None:
+    """The socket as a `Bound`, if it listens at a path."""
+    listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM or not listens:
+        return None
+    name = sock.getsockname()
+    if not isinstance(name, str) or not name.startswith("/"):
+        return None
+    sock.setblocking(False)
+    sock.set_inheritable(False)
+    path = Path(name)
+    try:
+        file = path.lstat()
+    except OSError:  # somebody removed it: it still serves those who are connected to it already
+        return Bound(sock, path, (0, 0), inherited=True)
+    return Bound(sock, path, (file.st_dev, file.st_ino), inherited=True)
+
+
 def _own(folder: int, name: str, *, mode: int, uid: int, gid: int) -> tuple[int, int]:
     """Set owner and mode of the socket `name` itself; its (device, inode)."""
     inode = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
@@ -153,6 +209,8 @@ class Listener:
         self._admits = admits
         self._open = open_connections
         self._limit = limit
+        self._idle = False
+        self._closing = False
         self._task = asyncio.create_task(self._accept(), name=f"accept {bound.path}")
 
     @property
@@ -161,31 +219,48 @@ class Listener:
         return not self._task.done() and self.bound.is_in_place()
 
     async def close(self, *, unlink: bool = True) -> None:
-        """Stop accepting; with `unlink` the file goes, too. Safe to repeat."""
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        """Stop accepting; with `unlink` the file goes, too. Safe to repeat.
+
+        Who has connected to a socket of our own is accepted first, as it would be cut off with the socket; at
+        an inherited one it waits for the next process.
+        """
+        self._closing = True
+        if self._idle:  # else it is about a connection, which a cancellation would cut off
+            self._task.cancel()
+        await asyncio.wait({self._task})
+        if unlink and not self.bound.inherited and self.bound.sock.fileno() >= 0:
+            self.bound.unlink()
+            with contextlib.suppress(OSError):
+                while await self._accept_one():
+                    pass
         self.bound.close(unlink=unlink)
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._closing:
+            self._idle = True
             await _readable(loop, self.bound.sock)
-            # Accepted and handed on in one go: a cancellation cannot lose a connection in between.
+            self._idle = False
             try:
-                connection, _ = self.bound.sock.accept()
-                connection.setblocking(False)
-            except BlockingIOError:
-                continue
+                await self._accept_one()
             except OSError as error:  # out of descriptors, or the peer has gone: neither ends the server
                 log.warning("socket.accept_failed", path=str(self.bound.path), error=error.strerror)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            try:
-                await self._take(loop, connection)
-            except OSError as error:
-                connection.close()
-                log.warning("socket.connection_lost", path=str(self.bound.path), error=error.strerror)
+
+    async def _accept_one(self) -> bool:
+        """Accept a connection and hand it on, in one go: a cancellation cannot lose it in between. False if
+        nobody waits."""
+        try:
+            connection, _ = self.bound.sock.accept()
+        except BlockingIOError:
+            return False
+        try:
+            connection.setblocking(False)
+            await self._take(asyncio.get_running_loop(), connection)
+        except OSError as error:
+            connection.close()
+            log.warning("socket.connection_lost", path=str(self.bound.path), error=error.strerror)
+        return True
 
     async def _take(self, loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
         peer = peer_of(connection)
@@ -220,4 +295,4 @@ async def _readable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> Non
         loop.remove_reader(sock)
 
 
-__all__ = ["Bound", "Listener", "Peer", "bind", "peer_of"]
+__all__ = ["Bound", "Listener", "Peer", "bind", "inherited", "peer_of"]

@@ -22,8 +22,9 @@ from pydantic import BaseModel
 from harness import wire
 from reconciler.control import edge
 from reconciler.control.agentcalls import AGENT_ROUTES, HELLO, AgentCall, AgentRoute, Result
-from reconciler.control.edge import Running, refusal
+from reconciler.control.edge import refusal
 from reconciler.control.meters import RATES, TEXT_BYTES, Meters, Rate, Sort, TooManyError
+from reconciler.control.running import CUT_S, FIRST_REQUEST_S, Heard, Running
 from reconciler.control.uploads import Incoming
 from reconciler.errors import AgentError, OperatorError, PermanentError, TemporaryError
 from reconciler.model.names import AgentName
@@ -55,6 +56,7 @@ class _Site:
     boot: str | None = None
     uploading: int = 0
     running: Running = field(default_factory=Running)
+    heard: Heard = field(default_factory=Heard)
 
 
 class AgentServers:
@@ -124,13 +126,14 @@ class AgentServers:
         if site.runner is None:
             site.runner = web.AppRunner(
                 self._application(site),
-                shutdown_timeout=DROP_S,
+                shutdown_timeout=CUT_S,
                 logger=edge.connection_logger(),
                 **edge.CONNECTION,
             )
             await site.runner.setup()
         server = site.runner.server
         assert server is not None
+        site.heard.watch(server)
         if site.listener is not None:
             await site.listener.close()
         folder = self._folder / site.name
@@ -153,13 +156,14 @@ class AgentServers:
     async def _close(site: _Site) -> None:
         if site.listener is not None:
             await site.listener.close()
+        await site.heard.all(FIRST_REQUEST_S)
         await site.running.drain(DROP_S)
         if site.runner is not None:
             await site.runner.cleanup()
 
     def _application(self, site: _Site) -> web.Application:
         look = f"this host speaks version {wire.WIRE_VERSION} of the wire"
-        application = web.Application(middlewares=[edge.envelopes(look)])
+        application = web.Application(middlewares=[edge.envelopes(look, site.heard)])
         for route in AGENT_ROUTES:
             application.router.add_route(route.method, route.path, self._handler(site, route))
         return application

@@ -11,7 +11,7 @@ import logging
 import math
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +20,7 @@ from aiohttp import http_exceptions, web
 from aiohttp.typedefs import Middleware
 from pydantic import BaseModel, ValidationError
 
+from reconciler.control.running import LINGER_S, Heard
 from reconciler.errors import HiveError, OperatorError, PermanentError, TemporaryError
 
 log = structlog.get_logger("http")
@@ -30,12 +31,10 @@ BODY_READ_S = 10.0
 # The stream of a request that has begun: no envelope can be sent any more.
 BEGUN = web.RequestKey("hive.begun", web.StreamResponse)
 KEEPALIVE_S = 30.0  # also how long the head of a request may take
-LINGER_S = 5.0
 
 Value = str | int | float | None
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _M = TypeVar("_M", bound=BaseModel)
-_T = TypeVar("_T")
 
 # Arguments of aiohttp's connections. Bodies are not decompressed: a small one could grow without bound.
 CONNECTION: Mapping[str, Any] = {
@@ -249,18 +248,21 @@ def error_answer(error: HiveError) -> web.Response:
     return response
 
 
-def envelopes(where_to_look: str) -> Middleware:
+def envelopes(where_to_look: str, heard: Heard) -> Middleware:
     """The middleware that turns every failure of a handler into an envelope. Bugs get an id that stands in
-    the log, too. `where_to_look` is the hint of unknown paths.
+    the log, too. `where_to_look` is the hint of unknown paths; `heard` is told of every request.
 
     One of the three places where everything is caught (house rule).
     """
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        heard.note(request)
         try:
             return await handler(request)
         except HiveError as error:
+            if BEGUN in request:  # a stream that was cut short
+                return request[BEGUN]
             if error.status >= 500 and not isinstance(error, TemporaryError):
                 log.warning("http.failed", path=request.path, code=error.code, message=error.message)
             return error_answer(error)
@@ -285,61 +287,3 @@ def _of_http(request: web.Request, error: web.HTTPException, where_to_look: str)
     if error.status == 404:
         return refusal(404, "not-found", f"there is no {what}", hint=where_to_look)
     return refusal(error.status, "http", error.reason)
-
-
-# -------------------------------------------------------------------------------------------------- running
-class Running:
-    """The calls under way, each a task of its own that a vanished client does not cancel.
-
-    A handler that has begun a write ends it; only those started with `cancellable` (waits and streams) end
-    with their client. A deadline bounds each.
-    """
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    async def call(self, work: Coroutine[Any, Any, _T], *, deadline_s: float | None, cancellable: bool) -> _T:
-        """The result of `work`; after `deadline_s` (None: never) `TemporaryError` code "timeout", 504."""
-        task = asyncio.create_task(_bounded(work, deadline_s))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if cancellable:
-                task.cancel()
-                await asyncio.wait({task}, timeout=LINGER_S)
-            else:
-                task.add_done_callback(_tell_bug)  # nobody else will
-            raise
-
-    async def drain(self, timeout_s: float) -> None:
-        """Wait for what is under way, then cancel the rest. Nothing is left."""
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=timeout_s)
-        rest = set(self._tasks)
-        for task in rest:
-            task.cancel()
-        if rest:
-            await asyncio.wait(rest, timeout=timeout_s)
-
-
-async def _bounded(work: Coroutine[Any, Any, _T], deadline_s: float | None) -> _T:
-    scope = asyncio.timeout(deadline_s)
-    try:
-        async with scope:
-            return await work
-    except TimeoutError as error:
-        if not scope.expired():
-            raise
-        late = TemporaryError(f"hived did not finish this within {deadline_s:g} s", code="timeout")
-        late.status = 504
-        raise late from error
-
-
-def _tell_bug(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled() and (error := task.exception()) and not isinstance(error, HiveError):
-        log.error("http.bug", exc_info=error, path="(the client has gone)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,12 @@ from pydantic import BaseModel
 from reconciler.control import edge, openapi
 from reconciler.control.auth import Caller, Door, Ids, check_peer, check_role, identify, peer_of_request
 from reconciler.control.call import Call, Route
-from reconciler.control.edge import Running
 from reconciler.control.routes import ROUTES
+from reconciler.control.running import CUT_S, FIRST_REQUEST_S, Heard, Running
 from reconciler.control.stream import PING_S, Streams, position
 from reconciler.errors import OperatorError
 from reconciler.services import Services
-from reconciler.sockets import Listener, Peer, bind
+from reconciler.sockets import Bound, Listener, Peer, bind
 
 CONNECTIONS_MAX = 512
 IDENTIFY_S = 5.0
@@ -36,10 +36,15 @@ class _Open:
 
     runner: web.AppRunner
     listener: Listener
+    heard: Heard
 
 
 class ControlServer:
-    """Serves both sockets in `run_dir`. `ids` says who may speak at which; the rest is for tests."""
+    """Serves both sockets in `run_dir`. `ids` says who may speak at which.
+
+    `inherited` are sockets that the supervisor holds for us, by the name of their door: they are served
+    instead of new ones, and keep who connects while no hived is there. The rest is for tests.
+    """
 
     def __init__(
         self,
@@ -47,9 +52,11 @@ class ControlServer:
         run_dir: Path,
         ids: Ids,
         *,
+        inherited: Mapping[str, Bound] | None = None,
         ping_s: float = PING_S,
         routes: Sequence[Route] = ROUTES,
     ) -> None:
+        self._inherited = inherited or {}
         self._services = services
         self._run_dir = run_dir
         self._ids = ids
@@ -59,7 +66,8 @@ class ControlServer:
         self._open: list[_Open] = []
 
     async def start(self) -> None:
-        """Bind both sockets in place of what was there. `PermanentError` if that cannot be done."""
+        """Serve both sockets: those that were inherited, else new ones in place of what was there.
+        `PermanentError` if that cannot be done."""
         self._run_dir.mkdir(parents=True, exist_ok=True)
         try:
             for door in Door:
@@ -69,31 +77,33 @@ class ControlServer:
             raise
 
     async def _serve(self, door: Door) -> _Open:
+        heard = Heard()
+        application = self._application(door, heard)
         runner = web.AppRunner(
-            self._application(door),
-            shutdown_timeout=SHUTDOWN_S,
-            logger=edge.connection_logger(),
-            **edge.CONNECTION,
+            application, shutdown_timeout=CUT_S, logger=edge.connection_logger(), **edge.CONNECTION
         )
         await runner.setup()
         server = runner.server
         assert server is not None
         mode, uid, gid = self._owner(door)
         listener = Listener(
-            bind(self._run_dir / door, mode=mode, uid=uid, gid=gid),
+            self._inherited.get(door) or bind(self._run_dir / door, mode=mode, uid=uid, gid=gid),
             server,
             admits=lambda _peer: True,  # refused per request, with words
             open_connections=lambda: len(server.connections),
             limit=CONNECTIONS_MAX,
         )
-        return _Open(runner, listener)
+        heard.watch(server)
+        return _Open(runner, listener, heard)
 
     async def close(self) -> None:
-        """Streams end at once, calls under way get `SHUTDOWN_S`, then all is closed. Safe to repeat."""
+        """Streams end at once, calls under way get `SHUTDOWN_S`, then all is closed. Who is connected is
+        answered. Safe to repeat."""
         self._streams.close()
         closing, self._open = self._open, []
         for served in closing:
             await served.listener.close()
+        await asyncio.gather(*(served.heard.all(FIRST_REQUEST_S) for served in closing))
         await self._running.drain(SHUTDOWN_S)
         await asyncio.gather(*(served.runner.cleanup() for served in closing))
 
@@ -104,8 +114,9 @@ class ControlServer:
             case Door.UI:
                 return 0o600, self._ids.ui_uid, self._ids.ui_gid
 
-    def _application(self, door: Door) -> web.Application:
-        application = web.Application(middlewares=[edge.envelopes("GET /openapi.json lists the calls")])
+    def _application(self, door: Door, heard: Heard) -> web.Application:
+        look = "GET /openapi.json lists the calls"
+        application = web.Application(middlewares=[edge.envelopes(look, heard)])
         for route in self._routes:
             application.router.add_route(route.method, route.path, self._handler(door, route))
         return application
@@ -162,7 +173,10 @@ class ControlServer:
                 await self._services.accounts.session(secret)
 
         return await self._running.call(
-            self._streams.serve(request, after, still_allowed), deadline_s=None, cancellable=True
+            self._streams.serve(request, after, still_allowed),
+            deadline_s=None,
+            cancellable=True,
+            ends_itself=True,
         )
 
 

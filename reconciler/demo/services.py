@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 SOURCE = "/opt/hyperhive"
 STATE = "/var/lib/hyperhive"
@@ -63,10 +64,22 @@ class Credential:
 
 
 @dataclass(frozen=True, slots=True)
+class Listening:
+    """A unix socket that the supervisor listens at for a service: who connects while it is away, waits."""
+
+    name: str
+    path: str
+    mode: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """One long-running process. It is started again when it ends, with a growing delay.
 
-    `is_watcher`: it reacts to the end of others, so it is ended before them.
+    `is_watcher`: it reacts to the end of others, so it is ended before them. `sockets` are passed to it as
+    systemd passes them (sd_listen_fds(3)); at most one service has some.
     """
 
     name: str
@@ -75,6 +88,20 @@ class Service:
     uid: int = 0
     gid: int = 0
     is_watcher: bool = False
+    sockets: tuple[Listening, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Service:
+        """The inverse of `dataclasses.asdict`, after its detour through JSON."""
+        sockets = tuple(Listening(**entry) for entry in data["sockets"])
+        return cls(**data | {"argv": tuple(data["argv"]), "sockets": sockets})
+
+
+# Names, owners and modes as in the units of a real host.
+HIVED_SOCKETS = (
+    Listening("control.sock", f"{RUN}/control.sock", 0o660, 0, OPERATORS_GID),
+    Listening("ui.sock", f"{RUN}/ui.sock", 0o600, UI.uid, UI.uid),
+)
 
 
 def configuration(port: int, credential: Credential | None) -> dict[str, object]:
@@ -113,7 +140,7 @@ def services(port: int, *, scripted: bool, proxies: dict[str, str]) -> tuple[Ser
         Service("nix-daemon", ("nix-daemon",), ENVIRONMENT | {"NIX_REMOTE": ""}),
         *(model if scripted else ()),
         _python("gateway", "reconciler.gateway", user=GATEWAY, environment=proxies),
-        dataclasses.replace(_python("hived", "reconciler"), is_watcher=True),
+        dataclasses.replace(_python("hived", "reconciler"), is_watcher=True, sockets=HIVED_SOCKETS),
         dataclasses.replace(_python("ui", "ui", "--port", str(port), user=UI), is_watcher=True),
     )
 

@@ -9,6 +9,7 @@ process.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import selectors
@@ -23,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 from reconciler.demo.services import STATE, Service
+from reconciler.sockets import bind
 
 SERVICES_FILE = Path("/run/supervisor.json")
 _LOGS = Path(STATE) / "log"
@@ -33,6 +35,7 @@ _LAST_DELAY_S = 30.0
 _GOOD_LIFE_S = 5.0
 _STOP_S = 4.0
 _HOUSEKEEPING_S = 15.0
+_FIRST_FD = 3  # sd_listen_fds(3)
 
 
 @dataclass(slots=True)
@@ -101,9 +104,11 @@ class Supervisor:
         with _log_file(service.name).open("ab") as log:
             os.fchmod(log.fileno(), 0o600)  # what hived says is not for the other services
             try:
+                argv, environment, passed = _with_sockets(service)
                 member.process = subprocess.Popen(
-                    service.argv,
-                    env=service.environment,
+                    argv,
+                    env=environment,
+                    pass_fds=passed,
                     cwd="/",
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -179,6 +184,18 @@ class Supervisor:
                 os.truncate(path, 0)
 
 
+def _with_sockets(service: Service) -> tuple[tuple[str, ...], dict[str, str], tuple[int, ...]]:
+    """Command, environment and descriptors of a service: those of its sockets, if it has some."""
+    count = len(service.sockets)
+    if not count:
+        return service.argv, service.environment, ()
+    names = ":".join(one.name for one in service.sockets)
+    environment = service.environment | {"LISTEN_FDS": str(count), "LISTEN_FDNAMES": names}
+    # Only the child knows its own number.
+    argv = ("/bin/sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *service.argv)
+    return argv, environment, tuple(range(_FIRST_FD, _FIRST_FD + count))
+
+
 def _are_gone(pids: list[int]) -> bool:
     return not set(pids) & set(_children())
 
@@ -215,13 +232,27 @@ def write_services(path: Path, services: tuple[Service, ...]) -> None:
 
 def read_services(path: Path) -> tuple[Service, ...]:
     """The inverse of `write_services`."""
-    return tuple(Service(**entry | {"argv": tuple(entry["argv"])}) for entry in json.loads(path.read_text()))
+    return tuple(Service.from_json(entry) for entry in json.loads(path.read_text()))
+
+
+def _listen(services: tuple[Service, ...]) -> None:
+    """Bind the sockets of the one service that has some, as descriptors 3 and up: where it looks for them."""
+    sockets = [one for service in services for one in service.sockets]
+    for number, one in enumerate(sockets, _FIRST_FD):
+        made = bind(Path(one.path), mode=one.mode, uid=one.uid, gid=one.gid).sock.detach()
+        if made != number:
+            with contextlib.suppress(OSError):  # what lies there (the lock of `make demo`) is kept elsewhere
+                fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _FIRST_FD + len(sockets))
+            os.dup2(made, number, inheritable=False)
+            os.close(made)
 
 
 def main() -> int:
     """Runs until told to stop."""
     _LOGS.mkdir(mode=0o755, exist_ok=True)
-    Supervisor(read_services(SERVICES_FILE), host_pid=int(sys.argv[1])).run()
+    services = read_services(SERVICES_FILE)
+    _listen(services)
+    Supervisor(services, host_pid=int(sys.argv[1])).run()
     return 0
 
 

@@ -65,9 +65,7 @@ class Plan:
         if data["credential"] is not None:
             data["credential"] = Credential(**data["credential"])
         if data["services"] is not None:
-            data["services"] = tuple(
-                services.Service(**entry | {"argv": tuple(entry["argv"])}) for entry in data["services"]
-            )
+            data["services"] = tuple(services.Service.from_json(entry) for entry in data["services"])
         return cls(**data)
 
 

@@ -30,6 +30,8 @@ WORKERS = 8
 STEPS_PER_PASS = 50
 RETRY_FIRST_S = 0.5
 RETRY_LONGEST_S = 30.0
+# Every effect has a deadline of its own, and those of one step add up to less.
+STUCK_S = 300.0
 
 
 class Drain(Protocol):
@@ -76,6 +78,8 @@ class Passes:
         resync_s: float,
         after_step: Callable[[], None],
         on_failure: Callable[[AgentName, str], None],
+        stuck_s: float = STUCK_S,
+        on_read: Callable[[int, int], None] = lambda _done, _all: None,
     ) -> None:
         self._store = store
         self._containers = containers
@@ -91,12 +95,16 @@ class Passes:
         self._resync_s = resync_s
         self._after_step = after_step
         self._on_failure = on_failure
+        self._stuck_s = stuck_s
+        self._on_read = on_read
         self._queue: dict[AgentName, None] = {}
         self._ready = asyncio.Event()
         self._busy: set[AgentName] = set()
         self._timers: dict[AgentName, asyncio.TimerHandle] = {}
         self._failures: dict[AgentName, int] = {}
         self._errors: dict[AgentName, str] = {}
+        self._moved_at: dict[AgentName, float] = {}
+        self._read_at = clock.monotonic()
         self.first_read = asyncio.Event()
         self.passes_done = 0
 
@@ -119,12 +127,38 @@ class Passes:
             for number in range(WORKERS):
                 group.create_task(self._worker(), name=f"worker-{number}")
 
+    def stuck(self) -> str | None:
+        """What no longer moves, though it should: a step beyond all deadlines, or the periodic full read.
+        None: all is well."""
+        now = self._clock.monotonic()
+        for name, since in self._moved_at.items():
+            if now - since > self._stuck_s:
+                return f"the pass of {name} has not moved for {now - since:.0f} s"
+        if now - self._read_at > self._resync_s + self._stuck_s:
+            return f"the last full read was {now - self._read_at:.0f} s ago"
+        return None
+
     async def _resync(self) -> None:
+        await self._look_at_all()
+        self.first_read.set()
         while True:
             for name in await deployments.names(self._store.state):
                 self.wake(name)
-            self.first_read.set()
+            self._read_at = self._clock.monotonic()
             await self._clock.sleep(self._resync_s)
+
+    async def _look_at_all(self) -> None:
+        """The first full read: every agent is known as it is before anybody is answered or anything done."""
+        names = list(await deployments.names(self._store.state))
+        for done, name in enumerate(names):
+            self._on_read(done, len(names))
+            try:
+                found = await self.look(name)
+                if found is not None:
+                    await self._presence.set_phase(name, found[1], found[2].outcome)
+            except HiveError as error:  # its pass meets the same, and tells
+                log.warning("read.failed", agent=name, error=str(error))
+        self._on_read(len(names), len(names))
 
     async def _hints(self) -> None:
         async for name in self._containers.changes():
@@ -142,6 +176,7 @@ class Passes:
             try:
                 outcome = await self._guarded(name)
             finally:
+                self._moved_at.pop(name, None)
                 self._busy.discard(name)
                 self._ready.set()
             self._reschedule(name, outcome)
@@ -190,6 +225,7 @@ class Passes:
     async def run_pass(self, name: AgentName) -> Outcome:
         """Read, plan, apply the first step; again until nothing is left to do here and now."""
         for _ in range(STEPS_PER_PASS):
+            self._moved_at[name] = self._clock.monotonic()
             found = await self.look(name)
             if found is None:
                 return Settled()
@@ -200,6 +236,7 @@ class Passes:
             if not planned.steps:
                 await self._forgive(facts, status)
                 return planned.outcome
+            self._moved_at[name] = self._clock.monotonic()
             await self._applier.apply(planned.steps[0], facts, status)
             self.passes_done += 1
             self._after_step()

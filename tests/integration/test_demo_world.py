@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -50,6 +51,16 @@ CONTAINER_LOOP = (
 CONTAINER = Service(
     "container", ("sh", "-c", CONTAINER_LOOP), ENVIRONMENT | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
 )
+# Answers one caller with what it was passed, then ends; the supervisor starts it again.
+ANSWER = (
+    "import os, socket; taken = {n: os.environ[n] for n in ('LISTEN_FDS', 'LISTEN_FDNAMES')};"
+    "mine = os.environ['LISTEN_PID'] == str(os.getpid()); fds = sorted(os.listdir('/proc/self/fd'));"
+    "caller = socket.socket(fileno=3).accept()[0]; caller.sendall(repr((taken, mine, fds)).encode())"
+)
+ANSWERER = Service(
+    "answerer", ("/usr/bin/python3", "-c", ANSWER), ENVIRONMENT, 64102, 64102,
+    sockets=(services.Listening("probe", f"{services.RUN}/probe.sock", 0o640, 64101, 64102),),
+)  # fmt: skip
 SLEEPER = Service("sleeper", ("sleep", "1000"), ENVIRONMENT, 64101, 64101)
 
 
@@ -91,9 +102,9 @@ def begin(root: Path, *members: Service, credential: Credential | None = None) -
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """One world for all tests that only look at it."""
     root = tmp_path_factory.mktemp("demo")
-    started = begin(root, NIX_DAEMON, SLEEPER, CONTAINER, credential=Credential(SECRET, "api-key"))
-    socket = Path(started.path("/nix/var/nix/daemon-socket/socket"))
-    assert eventually(socket.exists)
+    started = begin(root, NIX_DAEMON, SLEEPER, CONTAINER, ANSWERER, credential=Credential(SECRET, "api-key"))
+    daemon = Path(started.path("/nix/var/nix/daemon-socket/socket"))
+    assert eventually(daemon.exists)
     yield started
     started.stop()
 
@@ -234,6 +245,20 @@ def test_a_killed_service_is_started_again_as_its_own_user(world: World) -> None
     first = inside(world, find)
     os.kill(host_pid(world, int(first)), signal.SIGKILL)
     assert eventually(lambda: inside(world, find) not in {"", first})
+
+
+def test_callers_of_a_service_that_is_being_started_again_wait_and_are_answered(world: World) -> None:
+    path = world.path(f"{services.RUN}/probe.sock")
+    found = Path(path).stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (64101, 64102, 0o640)
+    for _ in range(2):
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.settimeout(15)
+            caller.connect(path)
+            answer = b"".join(iter(lambda: caller.recv(4096), b"")).decode()
+        # standard streams, the socket, and the one that lists this directory
+        expected = ({"LISTEN_FDS": "1", "LISTEN_FDNAMES": "probe"}, True, ["0", "1", "2", "3", "4"])
+        assert answer == repr(expected)
 
 
 def host_pid(world: World, pid: int) -> int:

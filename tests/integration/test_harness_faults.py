@@ -183,7 +183,7 @@ async def test_stopping_does_not_wait_for_what_is_still_being_loaded(tmp_path: P
     (tmp_path / "state").chmod(0o777)  # container root has no right to pass by modes
     try:
         async with container.harness({"PYTHONPATH": "/state:/opt/hive/lib"}) as process:
-            await host.until(lambda: (tmp_path / "state/loading").exists())
+            await host.until((tmp_path / "state/loading").exists)
             signal_first(process, signal.SIGTERM)
             async with asyncio.timeout(8):
                 assert await process.wait() == 0

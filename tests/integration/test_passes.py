@@ -30,6 +30,7 @@ from tests.fakes.containers import FakeContainers, Start
 from tests.fakes.faults import Died, Faults
 from tests.fakes.hostfiles import FakeHostFiles
 from tests.fakes.nix import FakeNix
+from tests.fakes.unixhttp import until
 
 SMITH = AgentName("smith")
 BASE = 1_048_576
@@ -551,3 +552,48 @@ async def test_whatever_goes_wrong_at_any_call_the_end_is_the_same(bench: Bench,
         notes = await bench.notes()
         assert f"proposal-{proposal}-{state}" in notes
         assert not [key for key in notes if key.startswith("crash-")]
+
+
+@pytest.mark.asyncio
+async def test_a_step_that_never_ends_is_told_as_stuck_and_one_that_ends_is_not(bench: Bench) -> None:
+    await bench.approve("opus")
+    stop = asyncio.Event()
+
+    async def endless(name: AgentName) -> ContainerStatus:
+        await stop.wait()
+        return await FakeContainers.status(bench.containers, name)
+
+    running = asyncio.create_task(bench.passes.run_pass(SMITH))
+    await running
+    assert bench.passes.stuck() is None
+    bench.containers.status = endless  # type: ignore[method-assign]
+    bench.passes.wake(SMITH)
+    worker = asyncio.create_task(bench.passes._worker())
+    await until(lambda: SMITH in bench.passes._moved_at)
+    bench.passes._read_at = bench.clock.at = bench.clock.at + 299
+    assert bench.passes.stuck() is None
+    bench.passes._read_at = bench.clock.at = bench.clock.at + 2
+    assert bench.passes.stuck() == "the pass of smith has not moved for 301 s"
+    stop.set()
+    await until(lambda: SMITH not in bench.passes._moved_at)
+    assert bench.passes.stuck() is None
+    worker.cancel()
+
+
+@pytest.mark.asyncio
+async def test_a_full_read_that_is_overdue_is_told_as_stuck(bench: Bench) -> None:
+    bench.clock.at += 309
+    assert bench.passes.stuck() is None
+    bench.clock.at += 2
+    assert bench.passes.stuck() == "the last full read was 311 s ago"
+
+
+@pytest.mark.asyncio
+async def test_the_first_full_read_looks_at_all_before_anything_is_done(bench: Bench) -> None:
+    await bench.approve("opus")
+    told: list[tuple[int, int]] = []
+    bench.passes._on_read = lambda done, count: told.append((done, count))
+    before = len(bench.faults.calls)
+    await bench.passes._look_at_all()
+    assert told == [(0, 1), (1, 1)]
+    assert len(bench.faults.calls) == before, "it only read"
