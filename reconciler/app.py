@@ -22,6 +22,8 @@ from reconciler.agents import AgentService
 from reconciler.approvals.projection import project_meta, project_tag
 from reconciler.approvals.service import ApprovalService
 from reconciler.approvals.tags import ProposalTags
+from reconciler.backup.restore import refuse_half_restored
+from reconciler.backup.service import BackupService
 from reconciler.broker.broker import MessageBroker
 from reconciler.broker.events import EventLog
 from reconciler.broker.presence import Presence
@@ -143,12 +145,14 @@ class Hived:
             models=lambda model: is_allowed_model(model, config.gateway.allowed_models),
             last_event_id=self.events.last_id, storage=self.retention,
         )  # fmt: skip
+        self.deletions = asyncio.Lock()  # held by whatever deletes for good, and by a backup
+        self.backups = BackupService(store, config, self.clock, self.deletions)
         lifecycle = LifecycleService(
             store=store, agents=self.agents, approvals=self.approvals, wake=self.wake, now=self.clock.now
         )
         services = Services(
             agents=self.agents, broker=self.broker, approvals=self.approvals, accounts=self.accounts,
-            events=self.events, lifecycle=lifecycle,
+            events=self.events, lifecycle=lifecycle, backups=self.backups,
         )  # fmt: skip
         self.sites = AgentServers(services, run, state, limited=self._agent_limited)
         tags = ProposalTags(store, self.git)
@@ -228,6 +232,7 @@ class Hived:
     # ------------------------------------------------------------------------------------- life
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop`; agents go on without hived."""
+        self.backups.sweep()
         await self.broker.start()
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -269,12 +274,14 @@ class Hived:
 
     async def close(self) -> None:
         """Release what is left after `run`."""
+        self.backups.close()
         self._release()
 
 
 async def serve(config: Config, make_effects: Callable[[Config], Effects] = real_effects) -> None:
     """Run hived until SIGTERM or SIGINT. `make_effects` is for tests, which put faults into them."""
     state, run = Path(config.state_dir), Path(config.run_dir)
+    refuse_half_restored(state)
     for directory in (state, run, run / "agents"):
         # 0711: the build user passes through to its own trees, and lists nothing.
         directory.mkdir(parents=True, exist_ok=True)

@@ -194,6 +194,18 @@ class Events(Protocol):
     async def spending(self) -> Sequence[api.Spending]: ...
 
 
+class Backups(Protocol):
+    """The hive as one file."""
+
+    async def plan(self) -> api.BackupPlan:
+        """What it would hold now."""
+        ...
+
+    def stream(self, actor: Actor, *, with_state: bool) -> AsyncIterator[bytes]:
+        """The archive; one at a time, else `TemporaryError` code `busy` from the first chunk."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """All of them, as the servers get them from `app.py`."""
@@ -204,3 +216,4 @@ class Services:
     accounts: Accounts
     events: Events
     lifecycle: Lifecycle
+    backups: Backups

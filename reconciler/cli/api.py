@@ -11,7 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -54,13 +54,31 @@ class Hive:
     def __init__(self, path: str | None = None) -> None:
         self.path = path or socket_path()
 
-    def get(self, path: str, **query: str | int | None) -> Json:
+    def get(self, path: str, *, deadline_s: float = DEADLINE_S, **query: str | int | None) -> Json:
         """GET /v1<path>; parameters that are None are left out."""
-        return self._call("GET", path, None, query)
+        return self._call("GET", path, None, query, deadline_s)
 
-    def post(self, path: str, body: Json | None = None) -> Json:
+    def post(self, path: str, body: Json | None = None, *, deadline_s: float = DEADLINE_S) -> Json:
         """POST /v1<path> with a JSON body."""
-        return self._call("POST", path, {} if body is None else body, {})
+        return self._call("POST", path, {} if body is None else body, {}, deadline_s)
+
+    @contextmanager
+    def download(self, path: str, silence_s: float, **query: str | int) -> Iterator[http.client.HTTPResponse]:
+        """GET /v1<path>, an answer of any size: to be read within the block, never silent for longer than
+        `silence_s`."""
+        connection = _Connection(self.path, silence_s)
+        try:
+            with (
+                closing(connection),
+                self._ask(connection, "GET", f"/v1{path}?{urlencode(query)}", None) as answer,
+            ):
+                if answer.status != 200:
+                    raise _refusal(answer.status, answer.read(ANSWER_MAX_BYTES))
+                yield answer
+        except TimeoutError as error:
+            raise WentAway(f"hived was silent for {silence_s:g} s", "try again", code="timeout") from error
+        except (ConnectionError, FileNotFoundError, PermissionError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from error
 
     def stream(self, after: int) -> Iterator[Json]:
         """Events after that id, then live ones, until hived ends the stream."""
@@ -78,18 +96,20 @@ class Hive:
         except (OSError, http.client.HTTPException) as error:
             raise self._unreachable(error) from error
 
-    def _call(self, method: str, path: str, body: Json | None, query: dict[str, str | int | None]) -> Json:
+    def _call(
+        self, method: str, path: str, body: Json | None, query: dict[str, str | int | None], deadline_s: float
+    ) -> Json:
         given = {name: value for name, value in query.items() if value is not None}
         target = f"/v1{path}" + (f"?{urlencode(given)}" if given else "")
         data = None if body is None else json.dumps(body).encode()
         try:
-            connection = _Connection(self.path, DEADLINE_S)
+            connection = _Connection(self.path, deadline_s)
             # An answer is closed by itself, too: with "Connection: close" it outlives its connection.
             with closing(connection), self._ask(connection, method, target, data) as answer:
                 content = answer.read(ANSWER_MAX_BYTES + 1)
         except TimeoutError as error:
             raise WentAway(
-                f"hived did not answer {method} {target[:200]} within {DEADLINE_S:g} s",
+                f"hived did not answer {method} {target[:200]} within {deadline_s:g} s",
                 "it may be busy: try again",
                 code="timeout",
             ) from error

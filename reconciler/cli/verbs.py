@@ -386,6 +386,35 @@ _HOST = (
     Verb("users", "People and host", "List people who may log in.", "history:users"),
     Verb("sessions", "People and host", "List live browser sessions.", "history:sessions"),
     Verb(
+        "backup",
+        "People and host",
+        "Write the whole hive into one file, while it lives.",
+        "care:backup",
+        (
+            positional("file", "the file; it must not exist"),
+            switch("--without-state", about="leave the agents' own trees out"),
+            switch("--dry-run", about="say what would be in it, and how large"),
+        ),
+        (("hive backup /srv/hive-$(date +%F).tar", "every hash is compared before the file gets its name"),),
+        "Rows, repositories and staged states are of one instant; the agents' trees are read after it, while "
+        "they work. Sockets, pipes, devices and extended attributes are left out. No credential is in it, "
+        "but all that agents know: its mode is 0600, keep it like that.",
+    ),
+    Verb(
+        "restore",
+        "People and host",
+        "Make an empty host hold the hive of a backup; hived must not run.",
+        "care:restore",
+        (
+            positional("file", "what `hive backup` wrote"),
+            switch("--dry-run", about="check all of it, and whether it fits here, and do nothing"),
+            _YES,
+        ),
+        (("hive restore /srv/hive-2026-01-31.tar", "as root, then start hived"),),
+        "Refuses a file that is damaged or newer, a state directory that is not empty, and uids that are "
+        "taken here. Needs root.",
+    ),
+    Verb(
         "schema",
         "People and host",
         "Print the JSON Schema of an agent's settings.",

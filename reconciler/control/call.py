@@ -88,5 +88,5 @@ class Route:
     request: type[BaseModel] | None = None
     query: tuple[Param, ...] = ()
     doors: frozenset[Door] = BOTH
-    special: Literal["stream", "openapi"] | None = None
+    special: Literal["stream", "archive", "openapi"] | None = None
     deadline_s: float = DEADLINE_S

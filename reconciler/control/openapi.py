@@ -189,6 +189,11 @@ def _query_parameter(param: Param) -> dict[str, Any]:
 
 
 def _success(route: Route) -> dict[str, Any]:
+    if route.special == "archive":
+        return {
+            "description": route.summary,
+            "content": {"application/x-tar": {"schema": {"type": "string"}}},
+        }
     if route.answer is None:
         return {"description": route.summary, "content": {_JSON: {"schema": {"type": "object"}}}}
     reference = {"$ref": _REF.format(model=route.answer.__name__)}

@@ -18,6 +18,7 @@ from reconciler.errors import OperatorError
 from reconciler.model.states import ProposalState, UserRole
 
 OPERATOR = UserRole.OPERATOR
+SLOW_S = 300.0  # reads every file of the hive; `hive` waits as long
 
 # ---------------------------------------------------------------------------------------------- parameters
 _LIMIT = Param("limit", "integer", "At most so many rows.", default=50, low=1, high=500)
@@ -34,6 +35,7 @@ _STATE = Param("state", "string", "Only in this state.", choices=tuple(ProposalS
 _BASE = Param(
     "base", "string", "What to compare with.", default="running", choices=("running", "approved", "proposal")
 )
+_STATE_TOO = Param("state", "integer", "0: leave the agents' own trees out.", default=1, high=1)
 _LINES = Param("lines", "integer", "The last so many lines.", default=200, low=1, high=2000)
 
 
@@ -365,6 +367,27 @@ _ACCOUNT_ROUTES = (
         api.SessionList,
         lambda c: c.services.accounts.sessions(),
         OPERATOR,
+    ),
+    Route(
+        "GET",
+        "/v1/backup/plan",
+        "What a backup would hold now, and how large.",
+        api.BackupPlan,
+        lambda c: c.services.backups.plan(),
+        OPERATOR,
+        doors=frozenset({Door.CONTROL}),
+        deadline_s=SLOW_S,
+    ),
+    Route(
+        "GET",
+        "/v1/backup",
+        "The hive as one tar, of this instant; ends with its seal, or with the reason why not.",
+        None,
+        _none,
+        OPERATOR,
+        query=(_STATE_TOO,),
+        doors=frozenset({Door.CONTROL}),
+        special="archive",
     ),
     Route("GET", "/openapi.json", "This document.", None, _none, None, special="openapi"),
 )

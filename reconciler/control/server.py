@@ -20,7 +20,7 @@ from reconciler.control.auth import Caller, Door, Ids, check_peer, check_role, i
 from reconciler.control.call import Call, Route
 from reconciler.control.routes import ROUTES
 from reconciler.control.running import CUT_S, FIRST_REQUEST_S, Heard, Running
-from reconciler.control.stream import PING_S, Streams, position
+from reconciler.control.stream import PING_S, Streams, position, send_archive
 from reconciler.errors import OperatorError
 from reconciler.services import Services
 from reconciler.sockets import Bound, Listener, Peer, bind
@@ -165,6 +165,9 @@ class ControlServer:
     async def _special(self, request: web.Request, route: Route, call: Call) -> web.StreamResponse:
         if route.special == "openapi":
             return web.Response(text=openapi.text(), content_type="application/json")
+        if route.special == "archive":
+            chunks = self._services.backups.stream(call.actor, with_state=call.number("state") != 0)
+            return await self._running.call(send_archive(request, chunks), deadline_s=None, cancellable=True)
         after = position(request, call.number("after"))
         secret = call.caller.secret
 

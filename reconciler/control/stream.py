@@ -114,6 +114,24 @@ class Streams:
             await asyncio.gather(coming, closing, return_exceptions=True)
 
 
+async def send_archive(request: web.Request, chunks: AsyncIterator[bytes]) -> web.StreamResponse:
+    """A long answer of bytes. What is refused before the first chunk comes back as an envelope; a client that
+    has gone or takes nothing for `WRITE_S` ends it."""
+    async with _closing(chunks):
+        first = await anext(chunks, b"")
+        response = web.StreamResponse(
+            headers={"Content-Type": "application/x-tar", "Cache-Control": "no-store"}
+        )
+        response.force_close()
+        await response.prepare(request)
+        request[BEGUN] = response
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            await _send(response, first)
+            async for chunk in chunks:
+                await _send(response, chunk)
+        return response
+
+
 def frame(event: api.Event) -> bytes:
     """One event as it goes over the wire."""
     return encode(event.model_dump_json(by_alias=True), id=event.id, event=event.kind)
@@ -125,7 +143,7 @@ async def _send(response: web.StreamResponse, data: bytes) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _closing(events: AsyncIterator[api.Event]) -> AsyncIterator[None]:
+async def _closing(events: AsyncIterator[object]) -> AsyncIterator[None]:
     """Close a generator (the Protocol promises an iterator only) so that it frees its queue."""
     try:
         yield

@@ -164,6 +164,21 @@ def chain(previous: str, payload: str) -> str:
     return hashlib.sha256(previous.encode() + b"\n" + payload.encode()).hexdigest()
 
 
+class Picture:
+    """A database at one instant, by a connection of its own: never half a transaction, however long it
+    takes."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self._connection = connection
+
+    async def copy(self, target: Path) -> None:
+        """Write it to a new file, one file that needs no other beside it."""
+        migrate.create_private(target)
+        async with aiosqlite.connect(target) as copy:
+            await self._connection.backup(copy)
+            await copy.execute("PRAGMA journal_mode = DELETE")
+
+
 class Database:
     """One SQLite file with one writer and a few readers."""
 
@@ -278,11 +293,24 @@ class Database:
         # As a script: `execute` stops after the first row, which is the first page.
         await self._writer.executescript(f"PRAGMA incremental_vacuum({pages:d})")
 
+    @contextlib.asynccontextmanager
+    async def picture(self) -> AsyncIterator[Picture]:
+        """The file as it is now, for as long as this is held; writers go on meanwhile."""
+        connection = await _connect(self.path, "ro")
+        try:
+            await connection.execute("PRAGMA query_only = ON")
+            await connection.execute("BEGIN")
+            await connection.execute_fetchall(
+                "SELECT count(*) FROM sqlite_schema"
+            )  # now it sees this instant
+            yield Picture(connection)
+        finally:
+            await connection.close()
+
     async def backup(self, target: Path) -> None:
         """A consistent copy of the live file by SQLite's online backup."""
-        migrate.create_private(target)
-        async with aiosqlite.connect(target) as copy:
-            await self._writer.backup(copy)
+        async with self.picture() as picture:
+            await picture.copy(target)
 
     async def close(self) -> None:
         """Close all connections; safe to repeat."""

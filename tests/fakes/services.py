@@ -7,13 +7,16 @@ services have is not repeated, but what every caller must handle is: unknown nam
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness import wire
+from reconciler.backup.format import HEADER, Header
+from reconciler.backup.writing import Archive
 from reconciler.control import models as api
-from reconciler.errors import OperatorError
+from reconciler.errors import HiveError, OperatorError
 from reconciler.model.names import AgentName
 from reconciler.model.states import MessageState, ProposalKind, ProposalState, Role, UserRole
 from reconciler.services import Actor, Services
@@ -31,6 +34,15 @@ from tests.fakes.objects import (
     an_agent,
     an_event,
 )
+
+
+def a_header(*, with_state: bool = True) -> Header:
+    """The header of a backup."""
+    return Header(
+        format=1, version="0.1.0", made_at=AT, host="hive", platform="bare", schemas={"state.db": 1},
+        agents=[], audit_head="", audit_rows=0, with_state=with_state,
+    )  # fmt: skip
+
 
 Recorded = list[tuple[str, tuple[object, ...]]]
 
@@ -507,6 +519,41 @@ class FakeEvents:
 
 
 @dataclass
+class FakeBackups:
+    """A small archive that is real. `fail_after`: what goes wrong once the header is out."""
+
+    calls: Recorded = field(default_factory=list)
+    fail_after: HiveError | None = None
+    fail: HiveError | None = None
+    cut: bool = False
+
+    async def plan(self) -> api.BackupPlan:
+        self.calls.append(("plan", ()))
+        part = api.BackupPart(name="state.db", entries=1, bytes=4096)
+        return api.BackupPlan(
+            parts=[part], entries=1, bytes=4096, left_out=["agents/scout/pipe: it is a pipe"]
+        )
+
+    async def stream(self, actor: Actor, *, with_state: bool) -> AsyncIterator[bytes]:
+        self.calls.append(("stream", (actor, with_state)))
+        if self.fail is not None:
+            raise self.fail
+        with tempfile.TemporaryFile() as lines:
+            archive = Archive(lines)
+            for chunk in archive.text(HEADER, a_header(with_state=with_state).model_dump_json().encode()):
+                yield chunk
+            if self.fail_after is not None:
+                yield Archive.failure(self.fail_after)
+                return
+            for chunk in archive.text("state.db", b"rows" * 100_000):
+                yield chunk
+            archive.leave_out("agents/scout/state/pipe", "it is a socket, a pipe or a device")
+            if not self.cut:
+                for chunk in archive.end():
+                    yield chunk
+
+
+@dataclass
 class FakeServices:
     """All of them, and the value that servers take."""
 
@@ -516,6 +563,9 @@ class FakeServices:
     accounts: FakeAccounts = field(default_factory=FakeAccounts)
     events: FakeEvents = field(default_factory=FakeEvents)
     lifecycle: FakeLifecycle = field(default_factory=FakeLifecycle)
+    backups: FakeBackups = field(default_factory=FakeBackups)
 
     def bundle(self) -> Services:
-        return Services(self.agents, self.broker, self.approvals, self.accounts, self.events, self.lifecycle)
+        return Services(
+            self.agents, self.broker, self.approvals, self.accounts, self.events, self.lifecycle, self.backups
+        )

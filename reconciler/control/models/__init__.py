@@ -43,6 +43,8 @@ Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`.
 | GET /v1/session · POST /v1/logout | - | Session · Done | viewer |
 | GET /v1/users · GET /v1/sessions | - | UserList · SessionList | operator |
 | GET /v1/spending | - | SpendingList | viewer |
+| GET /v1/backup/plan | - | BackupPlan | operator, control.sock only |
+| GET /v1/backup?state | - | application/x-tar, see reconciler.backup.format | operator, control.sock only |
 | GET /openapi.json | - | OpenAPI 3.1 document | nobody |
 """
 
@@ -52,5 +54,6 @@ from reconciler.control.models.accounts import *
 from reconciler.control.models.agents import *
 from reconciler.control.models.approvals import *
 from reconciler.control.models.base import *
+from reconciler.control.models.care import *
 from reconciler.control.models.history import *
 from reconciler.control.models.talk import *

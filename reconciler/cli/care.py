@@ -1,0 +1,244 @@
+"""Verbs that keep a hive: its backup, and making it anew from one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tarfile
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, BinaryIO, cast
+
+from reconciler.backup.format import Header, Place
+from reconciler.backup.reading import Nowhere, Report, read
+from reconciler.cli.api import Hive
+from reconciler.cli.console import Console, cell
+from reconciler.cli.failure import Exit, Failure
+from reconciler.errors import HiveError
+
+PLAN_S = 300.0
+# The databases are copied before the first byte comes.
+ARCHIVE_S = 1800.0
+_NEWS_S = 0.5
+
+
+def backup(options: Namespace, console: Console) -> int:
+    """`hive backup FILE`"""
+    hive = Hive()
+    if options.dry_run:
+        return _plan(hive, options, console)
+    file = Path(options.file)
+    if file.exists() or file.is_symlink():
+        raise Failure(f"{file} exists", "a backup overwrites nothing: choose another name", code="conflict")
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        partial.unlink(missing_ok=True)  # of a `hive backup` that was killed
+        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Failure(f"cannot write {partial}: {error.strerror}", "choose another place") from error
+    try:
+        with os.fdopen(fd, "wb") as target:
+            report = _receive(hive, target, options, console)
+            target.flush()
+            os.fsync(target.fileno())
+        _into_place(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+    _tell_report(report, file, console)
+    return Exit.DONE
+
+
+def restore(options: Namespace, console: Console) -> int:
+    """`hive restore FILE`"""
+    from reconciler.backup.restore import Restore
+    from reconciler.config import load
+
+    try:
+        config = load()
+        _refuse_running(Path(config.run_dir) / "control.sock")
+        work = Restore(Path(options.file), config)
+        if not options.dry_run and not options.yes:
+            checked = work.check()
+            _tell_header(checked.report.header, console)
+            if not console.ask(f"make this the hive in {config.state_dir}?"):
+                raise Failure("nothing was done", code="declined")
+        done = work.check() if options.dry_run else work.run()
+    except HiveError as error:
+        raise Failure(error.message, error.hint, code=error.code) from error
+    except OSError as error:
+        raise Failure(f"cannot restore from {options.file}: {error}") from error
+    if options.json:
+        console.document({**_report(done.report, Path(options.file)), "warnings": list(done.warnings)})
+        return Exit.DONE
+    for warning in done.warnings:
+        console.line(f"warning: {warning}", "yellow")
+    if options.dry_run:
+        _tell_header(done.report.header, console)
+        console.say("it is whole and could be restored here; nothing was changed")
+    else:
+        console.say(f"the hive of {done.report.header.host} is in {config.state_dir}; start hived")
+        console.say("what agents run is built again from their approved commits, by the same inputs", "dim")
+    return Exit.DONE
+
+
+# ------------------------------------------------------------------------------------------------- receiving
+class _Tee:
+    """Reads the answer and writes what it read."""
+
+    def __init__(self, source: BinaryIO, target: IO[bytes]) -> None:
+        self._source = source
+        self._target = target
+        self.size = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._source.read(size)
+        self._target.write(data)
+        self.size += len(data)
+        return data
+
+
+class _Progress(Nowhere):
+    """Says on a terminal how far it is."""
+
+    def __init__(self, tee: _Tee, console: Console) -> None:
+        self._tee = tee
+        self._err = console.err if console.err.isatty() else None
+        self._next = 0.0
+
+    def member(self, info: tarfile.TarInfo, place: Place, chunks: Iterator[bytes]) -> None:
+        del place
+        for _ in chunks:
+            self._say("/".join(info.name.split("/")[:2]))
+        self._say("/".join(info.name.split("/")[:2]))
+
+    def _say(self, part: str) -> None:
+        if self._err is not None and time.monotonic() >= self._next:
+            self._next = time.monotonic() + _NEWS_S
+            self._err.write(f"\r\033[K{size_text(self._tee.size)}  {part}")
+            self._err.flush()
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._err is not None:
+            self._err.write("\r\033[K")
+            self._err.flush()
+
+
+def _receive(hive: Hive, target: IO[bytes], options: Namespace, console: Console) -> Report:
+    with hive.download("/backup", ARCHIVE_S, state=0 if options.without_state else 1) as answer:
+        tee = _Tee(cast(BinaryIO, answer), target)  # an HTTPResponse reads like any file
+        progress = _Progress(tee, console)
+        try:
+            report = read(cast(BinaryIO, tee), progress)
+            while tee.read(1 << 16):  # the tar's own padding
+                pass
+        except HiveError as error:
+            hint = "try again; nothing was written" if error.code == "damaged" else error.hint
+            raise Failure(error.message, hint, code=error.code) from error
+        except OSError as error:
+            raise Failure(f"the backup stopped: {error}", "is there room for it?") from error
+        else:
+            return report
+        finally:
+            progress.clear()
+
+
+def _into_place(partial: Path, file: Path) -> None:
+    """Under its name at once and whole, and never over another."""
+    try:
+        os.link(partial, file, follow_symlinks=False)
+    except FileExistsError as error:
+        raise Failure(f"{file} exists", "a backup overwrites nothing", code="conflict") from error
+    except OSError:  # a file system without hard links
+        partial.rename(file)
+    fd = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _refuse_running(control: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(str(control))
+        except OSError:
+            return
+    raise Failure("hived is running", "stop it first: a hive is restored into nothing", code="conflict")
+
+
+# ------------------------------------------------------------------------------------------------- telling
+def _plan(hive: Hive, options: Namespace, console: Console) -> int:
+    plan = hive.get("/backup/plan", deadline_s=PLAN_S)
+    if options.without_state:
+        plan["parts"] = [part for part in plan["parts"] if not part["name"].startswith("agents/")]
+        plan["left_out"] = []
+        for key in ("entries", "bytes"):
+            plan[key] = sum(part[key] for part in plan["parts"])
+    if options.json:
+        console.document(plan)
+        return Exit.DONE
+    rows = [
+        [cell(part["name"]), cell(part["entries"]), cell(size_text(part["bytes"]))] for part in plan["parts"]
+    ]
+    console.table(["part", "entries", "size"], rows, "there is nothing")
+    for path in plan["left_out"]:
+        console.line(f"left out: {path}", "yellow")
+    console.say(f"{plan['entries']} entries, {size_text(plan['bytes'])}")
+    return Exit.DONE
+
+
+def _report(report: Report, file: Path) -> dict[str, object]:
+    header = report.header
+    return {
+        "file": str(file),
+        "bytes": report.size,
+        "members": report.members,
+        "made_at": header.made_at,
+        "host": header.host,
+        "version": header.version,
+        "with_state": header.with_state,
+        "agents": [agent.name for agent in header.agents],
+        "audit_head": header.audit_head,
+        "seal": report.seal,
+        "left_out": [{"path": path, "why": why} for path, why in report.left_out],
+    }
+
+
+def _tell_report(report: Report, file: Path, console: Console) -> None:
+    if console.as_json:
+        console.document(_report(report, file))
+        return
+    for path, why in report.left_out:
+        console.line(f"left out: {path}: {why}", "yellow")
+    console.say(f"{file}: {size_text(report.size)} in {report.members} members, every hash compared")
+    console.fields(
+        [
+            ("agents", len(report.header.agents)),
+            ("audit head", report.header.audit_head),
+            ("seal", report.seal),
+        ]
+    )
+
+
+def _tell_header(header: Header, console: Console) -> None:
+    console.fields(
+        [
+            ("made", f"{header.made_at} on {header.host}, by hyperhive {header.version}"),
+            ("agents", ", ".join(agent.name for agent in header.agents) or "none"),
+            ("audit head", header.audit_head),
+        ]
+    )
+
+
+def size_text(count: int) -> str:
+    """Bytes for people."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

@@ -1,0 +1,150 @@
+"""`hive backup` and `hive restore`: what they write, refuse and exit by, against a real control server."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import stat
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from reconciler.backup.reading import read
+from reconciler.cli.main import main
+from reconciler.control.auth import Ids
+from reconciler.control.server import ControlServer
+from reconciler.errors import PermanentError, TemporaryError
+from tests.fakes.services import FakeServices
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="hive-") as folder:
+        monkeypatch.setenv("HIVE_RUN", f"{folder}/run")
+        (Path(folder) / "config.json").write_text(
+            json.dumps({"state_dir": f"{folder}/state", "run_dir": f"{folder}/run", "gateway_user": "nobody"})
+        )
+        monkeypatch.setenv("HIVE_CONFIG", f"{folder}/config.json")
+        yield Path(folder)
+
+
+@pytest_asyncio.fixture
+async def services(place: Path) -> AsyncIterator[FakeServices]:
+    fake = FakeServices()
+    server = ControlServer(fake.bundle(), place / "run", Ids(os.getegid(), os.geteuid(), os.getegid()))
+    await server.start()
+    yield fake
+    await server.close()
+
+
+async def hive(*words: str) -> tuple[int, str, str]:
+    """Exit status, standard output, standard error."""
+    out, err = io.StringIO(), io.StringIO()
+
+    def run() -> int:
+        with redirect_stdout(out), redirect_stderr(err):
+            return main(words)
+
+    status = await asyncio.to_thread(run)
+    return status, out.getvalue(), err.getvalue()
+
+
+async def test_a_backup_is_written_whole_under_its_name_and_is_its_owners_alone(
+    services: FakeServices, place: Path
+) -> None:
+    before = os.umask(0)
+    try:
+        status, out, _ = await hive("backup", str(place / "b.tar"), "--json")
+    finally:
+        os.umask(before)
+    assert status == 0
+    told: dict[str, Any] = json.loads(out)
+    with (place / "b.tar").open("rb") as file:
+        report = read(file)
+    assert (told["seal"], told["members"], told["bytes"]) == (report.seal, report.members, report.size)
+    assert told["left_out"][0]["path"] == "agents/scout/state/pipe"
+    assert stat.S_IMODE((place / "b.tar").stat().st_mode) == 0o600
+    assert not list(place.glob("*.partial"))
+
+
+async def test_people_are_told_what_was_left_out(services: FakeServices, place: Path) -> None:
+    status, out, _ = await hive("backup", str(place / "b.tar"))
+    assert status == 0
+    assert "left out: agents/scout/state/pipe: it is a socket, a pipe or a device" in out
+    assert "every hash compared" in out
+
+
+async def test_without_state_is_asked_of_hived(services: FakeServices, place: Path) -> None:
+    assert (await hive("backup", str(place / "b.tar"), "--without-state"))[0] == 0
+    ((call, (actor, with_state)),) = services.backups.calls
+    assert (call, getattr(actor, "name", ""), with_state) == ("stream", "unix:root", False)
+
+
+async def test_a_backup_overwrites_nothing(services: FakeServices, place: Path) -> None:
+    (place / "b.tar").write_text("precious")
+    status, _, err = await hive("backup", str(place / "b.tar"))
+    assert status == 1
+    assert "exists" in err
+    assert (place / "b.tar").read_text() == "precious"
+    assert services.backups.calls == []
+
+
+async def test_an_archive_that_is_cut_off_is_not_kept(services: FakeServices, place: Path) -> None:
+    services.backups.cut = True
+    status, _, err = await hive("backup", str(place / "b.tar"))
+    assert status == 1
+    assert "cut off" in err
+    assert [path.name for path in place.iterdir() if "b.tar" in path.name] == []
+
+
+async def test_what_stopped_hived_in_the_middle_is_told_in_its_words(
+    services: FakeServices, place: Path
+) -> None:
+    services.backups.fail_after = PermanentError("the disk is gone", code="io", hint="look at it")
+    status, _, err = await hive("backup", str(place / "b.tar"))
+    assert status == 1
+    assert "the disk is gone" in err
+    assert "look at it" in err
+    assert not (place / "b.tar").exists()
+
+
+async def test_what_is_refused_at_once_is_told_in_its_words(services: FakeServices, place: Path) -> None:
+    services.backups.fail = TemporaryError("another backup is being made", code="busy")
+    status, out, err = await hive("backup", str(place / "b.tar"), "--json")
+    assert status == 1
+    assert json.loads(out)["error"]["code"] == "busy"
+    assert "another backup" in err
+
+
+async def test_a_dry_run_shows_the_parts_and_writes_nothing(services: FakeServices, place: Path) -> None:
+    status, out, _ = await hive("backup", str(place / "b.tar"), "--dry-run")
+    assert status == 0
+    assert "state.db" in out
+    assert "4.0 KiB" in out
+    assert not (place / "b.tar").exists()
+
+
+async def test_a_restore_is_refused_while_hived_runs(services: FakeServices, place: Path) -> None:
+    await hive("backup", str(place / "b.tar"))
+    status, _, err = await hive("restore", str(place / "b.tar"))
+    assert status == 1
+    assert "hived is running" in err
+
+
+async def test_a_restore_of_no_backup_says_so(place: Path) -> None:
+    (place / "b.tar").write_text("not a tar at all")
+    status, _, err = await hive("restore", str(place / "b.tar"), "--dry-run")
+    assert status == 1
+    assert "this is no whole backup" in err
+    status, _, err = await hive("restore", str(place / "nothing.tar"), "--dry-run")
+    assert status == 1
+    assert "cannot restore from" in err
