@@ -159,7 +159,7 @@ class Hived:
         applier = Applier(
             store=store, containers=self.containers, nix=nix, git=self.git, host_files=files,
             sockets=self.sites, voice=self.broker, tags=tags, builds=self.builds, clock=self.clock,
-            append_log=self.events.append_build_log,
+            append_log=self.events.append_build_log, deletions=self.deletions,
             paths=Paths(agents=state / "agents", sockets=run / "agents", staged=state / "staged"),
         )  # fmt: skip
         bounds = Bounds(hello_s=config.timeouts.hello_s, ready_s=config.timeouts.ready_s)

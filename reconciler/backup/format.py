@@ -5,7 +5,7 @@
     state.db events.db ledger.db
     repos/NAME.git/…  meta/…       bare repositories, refs as one `packed-refs`
     staged/ID.tar                  staged states of proposals that wait
-    agents/NAME/.unpacked          which of them was unpacked there
+    agents/NAME/{.unpacked,.uid_base}   what hived wrote down there
     agents/NAME/{state,home,config,agents}/…   the agents' own trees
     left-out.jsonl          what of the agents' trees is not in here, and why
     manifest.jsonl          a line for each member above: name, type, mode, owner, size, sha256
@@ -38,6 +38,7 @@ MANIFEST = "manifest.jsonl"
 SEAL = "manifest.sha256"
 FAILED = "failed.json"  # in place of all that should follow, when hived could not go on
 DATABASES = ("state.db", "events.db", "ledger.db")
+MARKERS = (".unpacked", ".uid_base")
 PARTS = ("state", "home", "config", "agents")
 
 PAX_OWNER = "HIVE.owner"
@@ -47,7 +48,9 @@ HEADER_MAX_BYTES = 16 << 20
 DAMAGED = "damaged"
 
 _REPOSITORY = re.compile(rf"(repos/{AGENT_NAME_PATTERN}\.git|meta)")
-_STAGED = re.compile(rf"staged/[1-9][0-9]{{0,18}}\.tar|agents/{AGENT_NAME_PATTERN}/\.unpacked")
+_STAGED = re.compile(
+    rf"staged/[1-9][0-9]{{0,18}}\.tar|agents/{AGENT_NAME_PATTERN}/({'|'.join(map(re.escape, MARKERS))})"
+)
 _AGENT = re.compile(rf"agents/({AGENT_NAME_PATTERN})/({'|'.join(PARTS)})")
 
 

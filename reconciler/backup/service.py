@@ -108,8 +108,9 @@ class BackupService:
             for tar in sorted((taken.place / "staged").iterdir()):
                 yield from archive.file(f"staged/{tar.name}", tar)
             for name, path in trees(state) if with_state else ():
-                if (path / ".unpacked").is_file():
-                    yield from archive.file(f"agents/{name}/.unpacked", path / ".unpacked")
+                for marker in form.MARKERS:
+                    if (path / marker).is_file():
+                        yield from archive.file(f"agents/{name}/{marker}", path / marker)
                 for part in form.PARTS:
                     base = taken.header.base_of(name)
                     yield from archive.tree(f"agents/{name}/{part}", path / part, base)

@@ -49,7 +49,7 @@ class Unpacking:
         parts = info.name.split("/")
         parent = self._enter(parts[:-1])
         owner = self._owner(info, place)
-        mode = info.mode & {"tree": 0o7777, "repository": 0o777}.get(place.kind, 0o600)
+        mode = info.mode & {"tree": 0o7777, "database": 0o600}.get(place.kind, 0o777)
         try:
             if info.isdir():
                 self._make(parts, owner, mode, int(info.mtime))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from reconciler.effects.protocols import (
     HostFiles,
     Nix,
 )
-from reconciler.errors import PermanentError
+from reconciler.errors import PermanentError, TemporaryError
 from reconciler.model.names import AgentName
 from reconciler.model.spec import Limits
 from reconciler.model.states import Role
@@ -76,6 +77,7 @@ class Applier:
         clock: Clock,
         paths: Paths,
         append_log: Callable[[int, list[str]], Awaitable[None]],
+        deletions: asyncio.Lock | None = None,
     ) -> None:
         self._store = store
         self._containers = containers
@@ -89,6 +91,7 @@ class Applier:
         self._builds = builds
         self._paths = paths
         self._append_log = append_log
+        self._deletions = deletions or asyncio.Lock()  # shared with backups
 
     async def apply(self, step: Step, facts: AgentFacts, status: ContainerStatus) -> None:
         """Do one step. `facts` and `status` are what the plan was made from."""
@@ -137,6 +140,12 @@ class Applier:
 
     async def _purge(self, name: AgentName) -> None:
         """The row goes last: killed in between, the next pass does the rest."""
+        if self._deletions.locked():
+            raise TemporaryError(f"a backup is being made; {name} is purged after it", after_s=5)
+        async with self._deletions:
+            await self._purge_all(name)
+
+    async def _purge_all(self, name: AgentName) -> None:
         await self._nix.drop_generations(name)
         await self._host_files.remove_agent(name)
         await self._git.remove(name)

@@ -511,6 +511,20 @@ async def test_a_purged_agent_leaves_its_history_and_nothing_else(bench: Bench) 
     assert (row["n"], row["purged"]) == (1, 1)
 
 
+@pytest.mark.asyncio
+async def test_nothing_is_purged_while_a_backup_reads_it(bench: Bench) -> None:
+    await bench.approve("haiku")
+    await bench.settle()
+    async with bench.store.state.transaction() as tx:
+        await tx.run("UPDATE agents SET desired = 'destroyed', purge_wanted = 1")
+    async with bench.applier._deletions:
+        with pytest.raises(TemporaryError, match="a backup is being made"):
+            await bench.passes.run_pass(SMITH)
+        assert bench.files.agents
+    assert await bench.settle() == Settled()
+    assert bench.files.agents == {}
+
+
 async def _count_calls(bench: Bench) -> int:
     start = len(bench.faults.calls)
     await bench.approve("opus")
