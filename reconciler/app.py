@@ -129,13 +129,13 @@ class Hived:
         self.broker = MessageBroker(
             store, self.clock, self.events, presence, wake=self.wake, on_hello=self._before_hello
         )
-        self.approvals = ApprovalService(
-            store=store, git=self.git, nix=nix, host_files=files, broker=self.broker, config=config,
-            clock=self.clock, wake=self.wake,
-        )  # fmt: skip
         self.builds = Builds(
             store, self.git, nix, state / "trees", parallel=config.parallel_builds,
-            append_log=self.events.append_build_log, wake=self.wake,
+            append_log=self.events.append_build_log, wake=self.wake, clock=self.clock,
+        )  # fmt: skip
+        self.approvals = ApprovalService(
+            store=store, git=self.git, nix=nix, host_files=files, broker=self.broker, config=config,
+            clock=self.clock, wake=self.wake, building=self.builds.state,
         )  # fmt: skip
         self.accounts = AccountService(store, self.clock, ui_port=config.ui_port)
         self.retention = Retention(store, self.clock, self.events, config.retention)
@@ -234,6 +234,7 @@ class Hived:
         """Serve until `stop`; agents go on without hived."""
         self.backups.sweep()
         await self.broker.start()
+        await self.builds.sweep()
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self.events.run(), name="events"),

@@ -4,6 +4,7 @@ deciding have modules of their own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -19,6 +20,7 @@ from reconciler.config import Config
 from reconciler.control import models as api
 from reconciler.effects.protocols import Clock, Git, HostFiles, Nix
 from reconciler.errors import AgentError, HiveError, OperatorError
+from reconciler.model.estimates import BuildState
 from reconciler.model.instants import stamp
 from reconciler.model.names import AgentName, agent_name
 from reconciler.model.states import DEPLOYING, ProposalState, Role
@@ -34,7 +36,7 @@ _BASES: tuple[str, ...] = get_args(api.Diff.model_fields["base"].annotation)
 
 
 class ApprovalService:
-    """Implements `reconciler.services.Approvals`."""
+    """Implements `reconciler.services.Approvals`. `building`: a proposal's build while it is under way."""
 
     def __init__(
         self,
@@ -48,10 +50,12 @@ class ApprovalService:
         clock: Clock,
         wake: Wake,
         etc: Path = Path("/etc"),
+        building: Callable[[int], BuildState | None] = lambda _: None,
     ) -> None:
         self._store = store
         self._git = git
         self._clock = clock
+        self._building = building
         self._scan_s = config.timeouts.resync_s
         self.examiner = Examiner(store=store, git=git, nix=nix, config=config, clock=clock, etc=etc)
         self._proposing = Proposing(
@@ -192,7 +196,8 @@ class ApprovalService:
         lines = await proposals.build_log(self._store.events, proposal, after)
         items = [api.LogLine(id=line["id"], at=stamp(line["at"]), text=line["text"]) for line in lines]
         full = len(items) == proposals.LOG_LINES
-        return api.BuildLog(items=items, done=_is_over(row) and not full)
+        done = _is_over(row) and not full
+        return api.BuildLog(items=items, done=done, progress=views.build_progress(self._building(proposal)))
 
     async def why(self, proposal: int) -> api.Why:
         """Who asked for it, in which turn, after which messages; newest first."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from reconciler.control import models as api
 from reconciler.model.changes import Change
+from reconciler.model.estimates import BuildState
 from reconciler.model.instants import stamp, stamp_or_none
 from reconciler.model.states import ProposalState
 from reconciler.model.text import visible
@@ -49,6 +50,20 @@ def proposal(row: ProposalRow, entered: Sequence[tuple[str, int]]) -> api.Propos
         generation=row.generation,
         rollback_of=row.rollback_of,
         progress=[api.Progress.model_validate(step) for step in progress],
+    )
+
+
+def build_progress(state: BuildState | None) -> api.BuildProgress | None:
+    """How far a build is."""
+    if state is None:
+        return None
+    return api.BuildProgress(
+        queued=state.queued,
+        built=state.built,
+        expected=state.expected,
+        running=[visible(name) for name in state.running],
+        elapsed_s=round(state.elapsed_s, 1),
+        left_s=None if state.left_s is None else round(state.left_s, 1),
     )
 
 

@@ -79,6 +79,7 @@ class _Stream:
     limit: int
     tail_only: bool
     log: LogSink | None = None
+    line_max: int = LINE_CHARACTERS
     kept: bytearray = field(default_factory=bytearray)
     seen: int = 0
     overflowed: bool = False
@@ -95,7 +96,7 @@ class _Stream:
         if self.log is not None:
             self.line += data
             *whole, rest = bytes(self.line).split(b"\n")
-            if len(rest) > 4 * LINE_CHARACTERS:  # a line without an end must not grow without one
+            if len(rest) > 4 * self.line_max:  # a line without an end must not grow without one
                 whole.append(rest)
                 rest = b""
             self.line = bytearray(rest)
@@ -104,7 +105,7 @@ class _Stream:
 
     async def emit(self, line: bytes) -> None:
         if self.log is not None:
-            await self.log(line.decode("utf-8", "replace").rstrip("\r")[:LINE_CHARACTERS])
+            await self.log(line.decode("utf-8", "replace").rstrip("\r")[: self.line_max])
 
 
 async def run(
@@ -119,6 +120,7 @@ async def run(
     max_stdout: int = 4 * MIB,
     max_stderr: int = 16 * MIB,
     log: LogSink | None = None,
+    line_max: int = LINE_CHARACTERS,
     accept: Container[int] = (0,),
     umask: int = 0o022,
 ) -> Completed:
@@ -126,8 +128,8 @@ async def run(
 
     `env` is the whole environment but for PATH and LANG, which it may replace. `stdin` is bytes or a file,
     else /dev/null. `user` (a name, or uid and gid) drops to that user without groups, capabilities or new
-    privileges. `log` gets each line of standard error as it comes (4096 characters at most); a slow sink
-    slows the program.
+    privileges. `log` gets each line of standard error as it comes (`line_max` characters at most); a slow
+    sink slows the program.
 
     Raises `CommandError` with code `command-failed` (status not in `accept`), `command-timeout` or
     `output-too-large` (more than `max_stdout`, `max_stderr` bytes), `PermanentError` if the program or user
@@ -149,7 +151,7 @@ async def run(
             umask=umask,
         )
         out = _Stream(limit=max_stdout, tail_only=False)
-        err = _Stream(limit=max_stderr, tail_only=True, log=log)
+        err = _Stream(limit=max_stderr, tail_only=True, log=log, line_max=line_max)
         timed_out = await _attend(process, out, err, timeout_s)
     duration = time.monotonic() - started
     if process.returncode in accept and not (timed_out or out.overflowed or err.overflowed):

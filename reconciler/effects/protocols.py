@@ -137,6 +137,19 @@ class Evaluation:
     digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class BuildProgress:
+    """How far a build is: derivations built, of so many that are known to be needed (grows while Nix finds
+    out), and the names of some that are being built."""
+
+    built: int = 0
+    expected: int = 0
+    running: tuple[str, ...] = ()
+
+
+ProgressSink = Callable[[BuildProgress], None]
+
+
 class Nix(Protocol):
     """Evaluation in a sandbox and builds as an unprivileged user through a daemon."""
 
@@ -148,12 +161,28 @@ class Nix(Protocol):
         """
         ...
 
-    async def build(self, name: AgentName, tree: Path, spec_json: Mapping[str, Any], log: LogSink) -> str:
+    async def build(
+        self,
+        name: AgentName,
+        tree: Path,
+        spec_json: Mapping[str, Any],
+        log: LogSink,
+        progress: ProgressSink | None = None,
+    ) -> str:
         """Build the toplevel; a store path that is realised and held by a GC root of this build until
-        `set_generation`.
+        `set_generation` or `release`.
 
-        Raises `CommandError`. Each line of the build goes to `log`.
+        Raises `CommandError`. Each line of the build goes to `log`, how far it is to `progress`. Cancelled,
+        it ends the client, and the daemon the builders.
         """
+        ...
+
+    async def release(self, name: AgentName, keep: str | None) -> None:
+        """Let go of a finished build of the agent that was never pinned, unless it is `keep`."""
+        ...
+
+    async def sweep(self) -> None:
+        """Remove what the clients of a killed hived left on the disk. Only while no build runs."""
         ...
 
     async def set_generation(self, name: AgentName, number: int, store_path: str) -> None:
@@ -338,6 +367,7 @@ class Clock(Protocol):
 
 
 __all__ = [
+    "BuildProgress",
     "Clock",
     "ContainerSpec",
     "ContainerStatus",
@@ -347,6 +377,7 @@ __all__ = [
     "HostFiles",
     "LogSink",
     "Nix",
+    "ProgressSink",
     "RawFileDiff",
     "TreeEntry",
 ]

@@ -4,27 +4,45 @@ history."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
-from reconciler.effects.protocols import Git, Nix
-from reconciler.errors import HiveError
+from reconciler.effects.protocols import BuildProgress, Clock, Git, Nix
+from reconciler.errors import HiveError, OperatorError
+from reconciler.model import estimates
+from reconciler.model.estimates import BuildState
 from reconciler.model.names import AgentName
+from reconciler.model.states import ProposalState
+from reconciler.passes.buildlog import AppendLog, LogWriter
 from reconciler.store import deployments
 from reconciler.store.db import Store
 from reconciler.store.deployments import Candidate
 
 log = structlog.get_logger("builds")
 
-AppendLog = Callable[[int, list[str]], Awaitable[None]]
+
+@dataclass(slots=True)
+class _Going:
+    """A build under way: `since` is the monotonic instant it got its slot, `usual_s` what others took."""
+
+    candidate: Candidate
+    task: asyncio.Task[None] | None = None
+    since: float | None = None
+    usual_s: float | None = None
+    progress: BuildProgress = field(default_factory=BuildProgress)
+
+    def report(self, progress: BuildProgress) -> None:
+        self.progress = progress
 
 
 class Builds:
-    """Runs builds as tasks; a pass asks `running` and calls `start`, and is woken when one ends."""
+    """Runs builds as tasks; a pass asks `running`, calls `start` and `tend`, and is woken when one ends."""
 
     def __init__(
         self,
@@ -36,6 +54,7 @@ class Builds:
         parallel: int,
         append_log: AppendLog,
         wake: Callable[[AgentName], None],
+        clock: Clock,
     ) -> None:
         self._store = store
         self._git = git
@@ -44,29 +63,74 @@ class Builds:
         self._slots = asyncio.Semaphore(parallel)
         self._append_log = append_log
         self._wake = wake
-        self.tasks: dict[AgentName, asyncio.Task[None]] = {}
+        self._clock = clock
+        self._going: dict[AgentName, _Going] = {}
+
+    @property
+    def tasks(self) -> dict[AgentName, asyncio.Task[None]]:
+        """Builds under way in this process, by agent."""
+        return {name: going.task for name, going in self._going.items() if going.task is not None}
 
     def running(self, name: AgentName) -> bool:
         """Whether a build of this agent is under way in this process."""
-        return name in self.tasks
+        return name in self._going
+
+    def state(self, proposal: int) -> BuildState | None:
+        """How far the build of a proposal is; None if none is under way here."""
+        going = next((one for one in self._going.values() if one.candidate.proposal == proposal), None)
+        if going is None:
+            return None
+        progress = going.progress
+        elapsed = 0.0 if going.since is None else max(0.0, self._clock.monotonic() - going.since)
+        left = estimates.left_s(elapsed, progress.built, progress.expected, going.usual_s)
+        return BuildState(
+            queued=going.since is None,
+            built=progress.built,
+            expected=progress.expected,
+            running=progress.running,
+            elapsed_s=elapsed,
+            left_s=left,
+        )
 
     def start(self, candidate: Candidate) -> None:
         """Start the build unless one of this agent runs."""
-        if candidate.agent not in self.tasks:
-            task = asyncio.create_task(self._build(candidate), name=f"build-{candidate.agent}")
-            self.tasks[candidate.agent] = task
+        if candidate.agent not in self._going:
+            going = self._going[candidate.agent] = _Going(candidate)
+            going.task = asyncio.create_task(self._build(going), name=f"build-{candidate.agent}")
+
+    async def tend(self, name: AgentName, candidate: Candidate | None) -> None:
+        """End the agent's build unless it is the one that is wanted now, and let go of what an earlier one
+        left in the store. Returns when nothing of an unwanted build runs any more."""
+        going = self._going.get(name)
+        wanted = candidate if candidate is not None and candidate.state is ProposalState.BUILDING else None
+        if going is not None and (wanted is None or wanted.proposal != going.candidate.proposal):
+            log.info("build.ended", agent=name, proposal=going.candidate.proposal)
+            await _end(going)
+            await self._append_log(
+                going.candidate.proposal, ["the build was ended: it is not wanted any more"]
+            )
+        if not self.running(name):
+            await self._nix.release(name, candidate.store_path if candidate is not None else None)
+
+    async def sweep(self) -> None:
+        """Remove what builds of a killed hived left on the disk. Before any is started."""
+        for tree in await asyncio.to_thread(lambda: sorted(self._trees.glob("*"))):
+            if not tree.name.startswith("examine-"):
+                await asyncio.to_thread(shutil.rmtree, tree, ignore_errors=True)
+        await self._nix.sweep()
 
     async def close(self) -> None:
-        """Cancel all; the next hived builds again from the rows."""
-        tasks = list(self.tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """End all; the next hived builds again from the rows."""
+        await asyncio.gather(*[_end(going) for going in list(self._going.values())])
 
-    async def _build(self, candidate: Candidate) -> None:
+    # ------------------------------------------------------------------------------------------- one build
+    async def _build(self, going: _Going) -> None:
+        candidate = going.candidate
         try:
             async with self._slots:
-                await self._build_one(candidate)
+                going.usual_s = await deployments.usual_build_s(self._store.state, candidate.agent)
+                going.since = self._clock.monotonic()
+                await self._build_one(going)
         except asyncio.CancelledError:
             raise
         except HiveError as error:
@@ -75,29 +139,41 @@ class Builds:
             log.exception("build.bug", agent=candidate.agent, proposal=candidate.proposal)
             await self._fail(candidate, f"internal error: {type(error).__name__}: {error}")
         finally:
-            self.tasks.pop(candidate.agent, None)
+            self._going.pop(candidate.agent, None)
             self._wake(candidate.agent)
 
-    async def _build_one(self, candidate: Candidate) -> None:
+    async def _build_one(self, going: _Going) -> None:
+        candidate = going.candidate
         self._trees.mkdir(parents=True, exist_ok=True, mode=0o711)
-        tree = Path(tempfile.mkdtemp(prefix=f"{candidate.agent}-{candidate.proposal}-", dir=self._trees))
-
-        async def sink(line: str) -> None:
-            await self._append_log(candidate.proposal, [line])
-
+        prefix = f"build-{candidate.agent}-{candidate.proposal}-"
+        tree = Path(tempfile.mkdtemp(prefix=prefix, dir=self._trees))
+        began = self._clock.monotonic()
         try:
-            await self._append_log(
-                candidate.proposal, [f"building {candidate.agent} at {candidate.commit[:12]}"]
-            )
-            await self._git.extract(candidate.agent, candidate.commit, tree)
-            path = await self._nix.build(candidate.agent, tree, candidate.spec, sink)
-            await self._append_log(candidate.proposal, [f"built {path}"])
+            async with LogWriter(self._append_log, candidate.proposal) as lines:
+                await lines.add(f"building {candidate.agent} at {candidate.commit[:12]}")
+                await self._git.extract(candidate.agent, candidate.commit, tree)
+                path = await self._nix.build(
+                    candidate.agent, tree, candidate.spec, lines.add, progress=going.report
+                )
+                await lines.add(f"built {path}")
+            took_s = self._clock.monotonic() - began
             async with self._store.state.transaction() as tx:
-                await deployments.set_built(tx, candidate.proposal, path)
+                await deployments.set_built(tx, candidate.proposal, path, took_s)
         finally:
             await asyncio.to_thread(shutil.rmtree, tree, ignore_errors=True)
 
     async def _fail(self, candidate: Candidate, text: str) -> None:
         await self._append_log(candidate.proposal, [f"failed: {text}"])
-        async with self._store.state.transaction() as tx:
-            await deployments.fail(tx, candidate, f"the build failed: {text}")
+        try:
+            async with self._store.state.transaction() as tx:
+                await deployments.fail(tx, candidate, f"the build failed: {text}")
+        except OperatorError as conflict:  # cancelled or superseded in the same moment
+            log.info("build.outrun", proposal=candidate.proposal, why=conflict.message)
+
+
+async def _end(going: _Going) -> None:
+    """Cancel a build and wait for its end."""
+    if going.task is not None:
+        going.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([going.task])

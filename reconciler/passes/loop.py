@@ -228,8 +228,10 @@ class Passes:
             self._moved_at[name] = self._clock.monotonic()
             found = await self.look(name)
             if found is None:
+                await self._builds.tend(name, None)
                 return Settled()
             facts, status, planned = found
+            await self._builds.tend(name, facts.candidate)
             await self._presence.set_phase(name, status, planned.outcome)
             rests = isinstance(planned.outcome, Waiting) and planned.outcome.turn_end
             self._presence.drain(name, on=rests)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from reconciler.model import estimates
 from reconciler.model.names import AGENT_NAME_PATTERN, RESERVED_NAMES, AgentName, Commit
 from reconciler.model.states import Desired as Want
 from reconciler.model.states import ProposalState, Role
@@ -167,11 +168,24 @@ async def begin_build(tx: Tx, candidate: Candidate) -> None:
     await tx.move_proposal(candidate.proposal, ProposalState.BUILDING)
 
 
-async def set_built(tx: Tx, proposal: int, store_path: str) -> None:
-    """Remember the build's result."""
+async def set_built(tx: Tx, proposal: int, store_path: str, took_s: float | None = None) -> None:
+    """Remember the build's result, and how long it took."""
     await tx.run(
-        "UPDATE proposals SET store_path = ? WHERE id = ? AND state = 'building'", store_path, proposal
+        "UPDATE proposals SET store_path = ?, build_us = ? WHERE id = ? AND state = 'building'",
+        store_path,
+        int(took_s * MICRO) if took_s is not None else None,
+        proposal,
     )
+
+
+async def usual_build_s(db: Database, name: AgentName) -> float | None:
+    """What the last builds of the agent took, or those of all agents if it has none; None if there are
+    none."""
+    rows = await db.all(
+        "SELECT build_us FROM proposals WHERE agent = ? AND build_us IS NOT NULL ORDER BY id DESC LIMIT 9",
+        name,
+    ) or await db.all("SELECT build_us FROM proposals WHERE build_us IS NOT NULL ORDER BY id DESC LIMIT 25")
+    return estimates.typical_s([row["build_us"] / MICRO for row in rows])
 
 
 async def activate(tx: Tx, candidate: Candidate, number: int, prompt: str) -> None:

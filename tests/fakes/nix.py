@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reconciler.effects.protocols import Evaluation, LogSink
+from reconciler.effects.protocols import BuildProgress, Evaluation, LogSink, ProgressSink
 from reconciler.effects.validation import evaluation, refused
 from reconciler.errors import CommandError, CommandRecord, InvalidError, PermanentError, Refusal
 from reconciler.model.names import AgentName
@@ -20,7 +21,8 @@ class FakeNix:
     """Evaluates the plain-value subset of Nix; store paths are made of the spec's digest.
 
     `broken`: names whose build fails. `profiles[name]`: number → store path; `pointers[name]`: the selected
-    number. `builds`: names, in order. `store`: paths that exist; what is taken out of it is gone.
+    number; `held[name]`: a finished build that is not pinned yet. `builds`: names, in order. `store`: paths
+    that exist; what is taken out of it is gone. `gates[name]`: a build of that name waits for it.
     """
 
     def __init__(self, faults: Faults | None = None) -> None:
@@ -28,6 +30,8 @@ class FakeNix:
         self.broken: set[AgentName] = set()
         self.profiles: dict[AgentName, dict[int, str]] = {}
         self.pointers: dict[AgentName, int] = {}
+        self.held: dict[AgentName, str] = {}
+        self.gates: dict[AgentName, asyncio.Event] = {}
         self.builds: list[AgentName] = []
         self.store: set[str] = set()
 
@@ -48,9 +52,20 @@ class FakeNix:
                 )
             return evaluation(value.get("hyperhive", {}))
 
-    async def build(self, name: AgentName, tree: Path, spec_json: Mapping[str, Any], log: LogSink) -> str:
+    async def build(
+        self,
+        name: AgentName,
+        tree: Path,
+        spec_json: Mapping[str, Any],
+        log: LogSink,
+        progress: ProgressSink | None = None,
+    ) -> str:
         async with self.faults.call("nix.build", name):
+            if progress is not None:
+                progress(BuildProgress(0, 1, (f"hive-{name}",)))
             await log(f"building the root of {name}")
+            if (gate := self.gates.get(name)) is not None:
+                await gate.wait()
             if name in self.broken:
                 record = CommandRecord(
                     ("nix-build",),
@@ -63,7 +78,18 @@ class FakeNix:
             path = f"/nix/store/{hashlib.sha256(text.encode()).hexdigest()[:32]}-hive-{name}"
             self.builds.append(name)
             self.store.add(path)
+            self.held[name] = path
+            if progress is not None:
+                progress(BuildProgress(1, 1))
             return path
+
+    async def release(self, name: AgentName, keep: str | None) -> None:
+        if self.held.get(name) not in {None, keep}:
+            async with self.faults.call("nix.release", name):
+                self.held.pop(name, None)
+
+    async def sweep(self) -> None:
+        """Nothing of it is on a disk."""
 
     async def set_generation(self, name: AgentName, number: int, store_path: str) -> None:
         async with self.faults.call("nix.set_generation", f"{name} {number}"):
@@ -73,6 +99,8 @@ class FakeNix:
                 )
                 raise CommandError(record)
             self.profiles.setdefault(name, {})[number] = store_path
+            if self.held.get(name) == store_path:
+                del self.held[name]
 
     async def generations(self, name: AgentName) -> dict[int, str]:
         async with self.faults.call("nix.generations", name, changes=False):
@@ -93,6 +121,7 @@ class FakeNix:
         async with self.faults.call("nix.drop_generations", name):
             self.profiles.pop(name, None)
             self.pointers.pop(name, None)
+            self.held.pop(name, None)
 
     async def exists(self, store_path: str) -> bool:
         async with self.faults.call("nix.exists", store_path, changes=False):

@@ -30,7 +30,7 @@ needs_nix = pytest.mark.skipif(
 )
 _CONFIGURATION = """\
 sandbox = true
-sandbox-paths = /bin/sh=/bin/busybox
+sandbox-paths = /bin/sh=/bin/busybox /meeting={path}/meeting
 build-users-group =
 trusted-users =
 allowed-users = *
@@ -42,7 +42,8 @@ experimental-features = nix-command flakes
 @dataclass(frozen=True, slots=True)
 class PrivateNix:
     """`environment` brings any Nix client to this daemon and store; all is below `path`, open to the
-    build user."""
+    build user. Builders see `path/meeting` as /meeting: pipes there let a test wait for them, and they for
+    it."""
 
     path: Path
     environment: dict[str, str]
@@ -71,9 +72,9 @@ def private_nix() -> Iterator[PrivateNix]:
     # Not pytest's tmp_path: its parents are closed to other users.
     path = Path(tempfile.mkdtemp(prefix="hive-test-nix-"))
     path.chmod(0o755)
-    for name in ("etc", "var", "log", "state"):
+    for name in ("etc", "var", "log", "state", "meeting"):
         (path / name).mkdir()
-    (path / "etc/nix.conf").write_text(_CONFIGURATION)
+    (path / "etc/nix.conf").write_text(_CONFIGURATION.format(path=path))
     shutil.copytree(MODULES, path / "modules")
     places = {
         "NIX_CONF_DIR": str(path / "etc"),

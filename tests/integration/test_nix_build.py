@@ -68,10 +68,9 @@ async def test_the_log_is_streamed_and_a_second_build_does_nothing(private: Priv
     assert not any("building" in line for line in lines)
 
 
-async def test_the_client_is_the_build_user_and_leaves_nothing_in_tmp(private: PrivateNix) -> None:
-    before = set(Path("/tmp").glob("hive-build-*"))
+async def test_the_client_is_the_build_user_and_leaves_nothing_behind(private: PrivateNix) -> None:
     await private.effect().build(SCOUT, NOWHERE, spec(models=[f"m-{uuid.uuid4().hex[:8]}"]), ignore)
-    assert set(Path("/tmp").glob("hive-build-*")) <= before
+    assert list((private.path / "state/clients").iterdir()) == []
     log = (private.path / "daemon.log").read_text()
     assert f"user {BUILD_USER}" in log
 

@@ -149,7 +149,7 @@ class Bench:
         git: Any = FakeTrees()
         self.builds = Builds(
             self.store, git, self.nix, self.trees, parallel=2, append_log=append_log,
-            wake=self.woken.add,
+            wake=self.woken.add, clock=self.clock,
         )  # fmt: skip
         self.applier = Applier(
             store=self.store, containers=self.containers, nix=self.nix, git=git, host_files=self.files,
@@ -289,6 +289,32 @@ async def test_a_failed_build_ends_the_proposal_and_leaves_the_agent_alone(bench
     assert await bench.state_of(bad) is ProposalState.FAILED
     assert len(bench.containers.history) == 1
     assert bench.nix.profiles[SMITH].keys() == {1}
+
+
+@pytest.mark.asyncio
+async def test_a_build_that_was_taken_back_is_ended_by_the_next_pass(bench: Bench) -> None:
+    bench.nix.gates[SMITH] = asyncio.Event()
+    proposal = await bench.approve("opus")
+    await bench.passes.run_pass(SMITH)
+    assert bench.builds.running(SMITH)
+    async with bench.store.state.transaction() as tx:
+        await tx.move_proposal(proposal, ProposalState.CANCELLED)
+    await bench.passes.run_pass(SMITH)
+    assert not bench.builds.running(SMITH)
+    assert (bench.nix.builds, bench.nix.held) == ([], {})
+    assert await bench.state_of(proposal) is ProposalState.CANCELLED
+
+
+@pytest.mark.asyncio
+async def test_a_finished_build_that_was_taken_back_is_not_held_for_ever(bench: Bench) -> None:
+    proposal = await bench.approve("opus")
+    await bench.passes.run_pass(SMITH)
+    await bench._built(SMITH)
+    assert SMITH in bench.nix.held
+    async with bench.store.state.transaction() as tx:
+        await tx.move_proposal(proposal, ProposalState.CANCELLED)
+    await bench.settle()
+    assert bench.nix.held == {}
 
 
 @pytest.mark.asyncio

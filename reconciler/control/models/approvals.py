@@ -120,11 +120,25 @@ class LogLine(Model):
     text: str
 
 
+class BuildProgress(Model):
+    """How far a build is: derivations `built` of those known to be needed, names of some being built.
+    `queued`: other builds have all slots. `left_s` is a guess from earlier builds and from the pace; null
+    where nothing can be said."""
+
+    queued: bool
+    built: int
+    expected: int
+    running: list[str]
+    elapsed_s: float
+    left_s: float | None
+
+
 class BuildLog(Model):
-    """Lines after the cursor, oldest first; `done` when no more will come."""
+    """Lines after the cursor, oldest first; `done` when no more will come. `progress` while it is built."""
 
     items: list[LogLine]
     done: bool
+    progress: BuildProgress | None = None
 
 
 class Approve(Model):

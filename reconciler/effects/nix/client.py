@@ -14,15 +14,17 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from reconciler.config import Config
 from reconciler.effects import process, sandbox
+from reconciler.effects.nix.output import LINE_BYTES, BuildOutput
 from reconciler.effects.nix.profiles import Profiles
 from reconciler.effects.process import MIB, Rlimits
-from reconciler.effects.protocols import Evaluation, LogSink
+from reconciler.effects.protocols import Evaluation, LogSink, ProgressSink
 from reconciler.effects.validation import evaluation, refused
 from reconciler.errors import CommandError, InvalidError, PermanentError, Refusal, TemporaryError
 from reconciler.model.names import AgentName
@@ -42,6 +44,12 @@ _EVALUATE_LIMITS = Rlimits(address_space=2048 * MIB, file_size=16 * MIB, nproc=2
 _MAX_JSON_BYTES = 4 * MIB
 _MAX_MESSAGES_BYTES = MIB
 _MAX_REFUSALS = 20
+# A client only evaluates the hive's own modules and talks to the daemon; what is built is the daemon's.
+_BUILD_LIMITS = Rlimits(
+    cpu_s=600, address_space=4096 * MIB, file_size=16 * MIB, nproc=512, nofile=512
+)  # fmt: skip
+_MAX_PATHS_BYTES = 64 * 1024
+_MAX_LOG_BYTES = 16 * MIB
 
 _ERROR_HEAD_BYTES, _ERROR_TAIL_BYTES = 3000, 5000  # newer Nix puts the cause last, older first
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -58,6 +66,7 @@ class RealNix:
         self._config = config
         self._modules = Path(config.modules)
         self._environment = {"NIX_REMOTE": "daemon", **(environment or {})}
+        self._clients = Path(config.state_dir) / "clients"
         self._profiles = Profiles(Path(config.state_dir) / "profiles", self._environment)
         self._evaluations = asyncio.Semaphore(config.parallel_builds)
         self._builds = asyncio.Semaphore(config.parallel_builds)
@@ -86,10 +95,17 @@ class RealNix:
             raise refused(tuple(refusals)[:_MAX_REFUSALS])
         return evaluation(spec)
 
-    async def build(self, name: AgentName, tree: Path, spec_json: Mapping[str, Any], log: LogSink) -> str:
+    async def build(
+        self,
+        name: AgentName,
+        tree: Path,
+        spec_json: Mapping[str, Any],
+        log: LogSink,
+        progress: ProgressSink | None = None,
+    ) -> str:
         """Build the agent's root; `tree` is not looked at on the bare platform.
 
-        Until `set_generation` the path is held by the root `building` of its profile.
+        Until `set_generation` or `release` the path is held by the root `building` of its profile.
         """
         del tree
         async with self._builds:
@@ -97,17 +113,12 @@ class RealNix:
                 spec = directory / "spec.json"
                 spec.write_text(json.dumps(spec_json, sort_keys=True))
                 spec.chmod(0o644)
-                done = await process.run(
-                    [
-                        "nix-build", self._modules / "bare/build.nix", "--argstr", "name", name,
-                        "--argstr", "specFile", spec, "--out-link", directory / "result",
-                    ],
-                    timeout_s=self._config.timeouts.build_s,
-                    env=environment,
-                    cwd=directory,
-                    user=self._config.build_user,
-                    log=log,
-                )  # fmt: skip
+                command: list[str | Path] = [
+                    "nix-build", self._modules / "bare/build.nix", "--argstr", "name", name,
+                    "--argstr", "specFile", spec, "--out-link", directory / "result",
+                    "--log-format", "internal-json", "--timeout", str(int(self._config.timeouts.build_s) + 1),
+                ]  # fmt: skip
+                done = await self._client(command, directory, environment, BuildOutput(log, progress))
                 path = done.text.strip()
                 if not re.fullmatch(rf"/\S*/[0-9a-z]{{32}}-hive-{re.escape(name)}", path):
                     raise PermanentError(
@@ -116,6 +127,44 @@ class RealNix:
                 # Before the client's own root goes, so that no collection can come in between.
                 await self._profiles.hold(name, path)
         return path
+
+    async def _client(
+        self,
+        command: Sequence[str | Path],
+        directory: Path,
+        environment: Mapping[str, str],
+        output: BuildOutput,
+    ) -> process.Completed:
+        """Run a building client within its bounds; its error ends with what a person would have read."""
+        try:
+            return await process.run(
+                command,
+                timeout_s=self._config.timeouts.build_s,
+                env=environment,
+                cwd=directory,
+                user=self._config.build_user,
+                rlimits=_BUILD_LIMITS,
+                max_stdout=_MAX_PATHS_BYTES,
+                max_stderr=_MAX_LOG_BYTES,
+                log=output.take,
+                line_max=LINE_BYTES,
+            )
+        except CommandError as error:
+            if error.code == "output-too-large":
+                output.tail.append(f"the build printed more than {_MAX_LOG_BYTES // MIB} MiB")
+            record = replace(error.record, stderr_tail="\n".join(output.tail))
+            raise CommandError(record, code=error.code) from error
+        finally:
+            await output.end()
+
+    async def release(self, name: AgentName, keep: str | None) -> None:
+        """Remove the root `building`, unless it holds `keep`."""
+        await self._profiles.release(name, keep)
+
+    async def sweep(self) -> None:
+        """Remove directories of clients that a killed hived left."""
+        for left in await asyncio.to_thread(lambda: list(self._clients.glob("*"))):
+            await asyncio.to_thread(shutil.rmtree, left, ignore_errors=True)
 
     async def set_generation(self, name: AgentName, number: int, store_path: str) -> None:
         """Pin the path in the agent's profile; `CommandError` if it is not in the store."""
@@ -185,7 +234,8 @@ class RealNix:
     @contextlib.contextmanager
     def _client_directory(self) -> Iterator[tuple[Path, dict[str, str]]]:
         """A home for one Nix client run as the build user: its directory and environment."""
-        directory = Path(tempfile.mkdtemp(prefix="hive-build-"))
+        self._clients.mkdir(mode=0o711, parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(dir=self._clients))
         try:
             os.chown(directory, *process.identity(self._config.build_user))
             home = str(directory)

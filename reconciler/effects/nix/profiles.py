@@ -87,11 +87,11 @@ class Profiles:
         """Hold a finished build until it is pinned as a generation, or another one is held."""
         await self._add_root(self._of(name) / _BUILDING, store_path)
 
-    async def release(self, keep: Mapping[AgentName, str]) -> None:
-        """Let go of held builds but those in `keep` (agent → store path)."""
-        for link in await asyncio.to_thread(lambda: sorted(self._directory.glob(f"*/{_BUILDING}"))):
-            if _target(link) != keep.get(AgentName(link.parent.name)):
-                link.unlink(missing_ok=True)
+    async def release(self, name: AgentName, keep: str | None) -> None:
+        """Let go of a held build, unless it is `keep`."""
+        link = self._of(name) / _BUILDING
+        if (target := _target(link)) is not None and target != keep:
+            link.unlink(missing_ok=True)
 
     async def exists(self, store_path: str) -> bool:
         """Whether the path is valid in the store and on the disk."""
