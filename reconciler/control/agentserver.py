@@ -79,6 +79,7 @@ class AgentServers:
         self._locks: dict[AgentName, asyncio.Lock] = {}
         # Of all that ever were served: a new socket is no new burst.
         self._meters: defaultdict[AgentName, Meters] = defaultdict(lambda: Meters(rates))
+        self._closed = False
         self._incoming.prepare()
 
     def serving(self) -> Sequence[AgentName]:
@@ -100,6 +101,8 @@ class AgentServers:
         socket that is gone or a predecessor's is made anew and connections go on. `PermanentError` if it
         cannot be made."""
         async with self._locks.setdefault(name, asyncio.Lock()):
+            if self._closed:
+                raise TemporaryError("hived is stopping")
             site = self._sites.get(name)
             if site is not None and site.uid_base != uid_base:
                 await self._close(site)
@@ -118,7 +121,8 @@ class AgentServers:
                 await self._close(site)
 
     async def close(self) -> None:
-        """Drop all."""
+        """Drop all, and serve none any more: a pass that is under way would make them anew."""
+        self._closed = True
         await asyncio.gather(*(self.drop(name) for name in list(self._sites)))
 
     # ---------------------------------------------------------------------------------------------- sites

@@ -38,6 +38,10 @@ print("harness says hello", flush=True)
 if mode[0] == "exit":
     print("leaving by itself", flush=True)
     sys.exit(int(mode[1]))
+if mode[0] == "eat":
+    hoard = []
+    while True:
+        hoard.append(bytearray(b"x" * (1 << 20)))
 if mode[0] == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 else:
