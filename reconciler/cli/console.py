@@ -89,6 +89,7 @@ class Console:
             if reconfigure is not None:  # a terminal that cannot show a character still gets the rest
                 reconfigure(errors="backslashreplace")
         self.is_tty = self.out.isatty()
+        self._status = ""
         self._colours = self.is_tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
     # ------------------------------------------------------------------------------------------- output
@@ -104,9 +105,19 @@ class Console:
 
     def say(self, text: str = "", colour: str = "") -> None:
         """Lines for a person: on standard output, or on standard error when that is JSON."""
+        self.status("")
         stream = self.err if self.as_json else self.out
         stream.write(f"{self.paint(visible(text, keep=_BLOCK), colour)}\n")
         stream.flush()
+
+    def status(self, text: str) -> None:
+        """One line that the next output replaces (empty: nothing); on a terminal only."""
+        if text == self._status or not self.is_tty or self.as_json or os.environ.get("TERM") == "dumb":
+            return
+        self._status = text
+        shown = cut(visible(text), max(self._terminal_width() - 1, 10)) if text else ""
+        self.out.write("\r\033[K" + (self.paint(shown, "dim") if shown else ""))
+        self.out.flush()
 
     def line(self, text: str, colour: str = "") -> None:
         """One line whatever it holds: where a line break of hostile text could pass for the next line."""
@@ -225,6 +236,14 @@ def clock(instant: str) -> str:
         return dt.datetime.fromisoformat(instant).astimezone().strftime("%H:%M:%S")
     except ValueError:
         return instant
+
+
+def span(seconds: float) -> str:
+    """A length of time as a clock shows it: `0:07`, `1:02:03`."""
+    whole = max(0, int(seconds))
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def thousands(count: int | None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from reconciler.cli.api import Hive, Json
-from reconciler.cli.console import Console
+from reconciler.cli.console import Console, span
 from reconciler.cli.failure import Exit, Failure, Unreachable, WentAway
 
 PAUSE_S = 0.25
@@ -68,10 +68,26 @@ def watch(hive: Hive, number: int, console: Console) -> Json:
         if found["state"] != state:
             state = found["state"]
             console.say(f"proposal {number} for {found['agent']}: {state}", "bold")
+        console.status(building(log["progress"]))
         if state in ENDS and not log["items"]:
+            console.status("")
             return found
         if not log["items"]:
             time.sleep(PAUSE_S)
+
+
+def building(progress: Json | None) -> str:
+    """How far a build is, on one line; empty without a build."""
+    if progress is None:
+        return ""
+    if progress["queued"]:
+        return "waits: other builds have all slots"
+    parts = [f"built {progress['built']} of {progress['expected']}" if progress["expected"] else "evaluating"]
+    parts += [", ".join(progress["running"])] if progress["running"] else []
+    parts.append(span(progress["elapsed_s"]))
+    if progress["left_s"] is not None:
+        parts.append(f"about {span(progress['left_s'])} left")
+    return " · ".join(parts)
 
 
 def outcome_of(proposal: Json, console: Console) -> int:

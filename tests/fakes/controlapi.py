@@ -249,7 +249,9 @@ class FakeControlApi:
             ProposalState.ACTIVATING,
         }
         return api.BuildLog(
-            items=[line for line in self.world.logs[proposal.id] if line.id > after], done=done
+            items=[line for line in self.world.logs[proposal.id] if line.id > after],
+            done=done,
+            progress=self.world.builds.get(proposal.id),
         )
 
     def _why(self, request: web.Request) -> api.Why:

@@ -37,6 +37,7 @@ class World:
     diffs: dict[int, api.Diff] = field(default_factory=dict)
     chains: dict[int, list[api.Cause]] = field(default_factory=dict)
     logs: dict[int, list[api.LogLine]] = field(default_factory=dict)
+    builds: dict[int, api.BuildProgress] = field(default_factory=dict)
     questions: dict[int, api.Question] = field(default_factory=dict)
     drafts: list[api.Draft] = field(default_factory=list)
     transcripts: dict[str, list[api.TranscriptLine]] = field(default_factory=dict)

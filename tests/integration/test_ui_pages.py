@@ -13,6 +13,8 @@ import aiohttp
 import pytest
 from yarl import URL
 
+from reconciler.control import models as api
+from reconciler.model.states import ProposalState
 from tests.fakes.controldata import World
 from tests.fakes.controlworlds import believable, empty, hostile, many
 from tests.fakes.hiveui import Browser, running_ui
@@ -58,6 +60,7 @@ PARTS = (
     "/fragments/approvals/12/decision",
     "/fragments/approvals/12/body",
     "/fragments/approvals/10/log?after=2",
+    "/fragments/approvals/10/build",
     "/fragments/agents/hm1nd/transcript?after=0",
     "/fragments/agents/hm1nd/transcript?before=9",
     "/fragments/agents/hm1nd/head",
@@ -351,3 +354,35 @@ async def test_a_page_that_fails_shows_a_reference_and_nothing_else(
     assert answer.status == 500
     assert "secret inside" not in text
     assert re.search(r"under [0-9a-f]{8}", text)
+
+
+def building(now: datetime) -> World:
+    """A build under way, with one that waits behind it."""
+    world = believable(now)
+    moved = {"state": ProposalState.BUILDING, "decided_by": "operator", "decided_at": world.ago(60)}
+    done = (ProposalState.EXAMINING, ProposalState.PENDING, ProposalState.APPROVED)
+    steps = [api.Progress(state=state, at=world.ago(60)) for state in done]
+    for number in (12, 13):
+        world.proposals[number] = world.proposals[number].model_copy(update={**moved, "progress": steps})
+    world.builds[12] = api.BuildProgress(
+        queued=False, built=3, expected=12, running=["hive-smith", "<b>"], elapsed_s=42.4, left_s=61.0
+    )
+    world.builds[13] = api.BuildProgress(
+        queued=True, built=0, expected=0, running=[], elapsed_s=0, left_s=None
+    )
+    return world
+
+
+async def test_a_build_under_way_says_how_far_it_is_and_what_is_left(opened: Opened) -> None:
+    async with opened(building) as browser:
+        for path in ("/approvals/12", "/fragments/approvals/12/build"):
+            text = await (await browser.get(path)).text()
+            check(text, path)
+            assert "3 of 12</span> built" in text
+            assert 'aria-label="3 of 12 built"' in text
+            assert "hive-smith, &lt;b&gt;" in text
+            assert "0:42</time>" in text
+            assert re.search(r"about <time[^>]*>1:0[01]</time> left", text)
+        assert "other builds have all slots" in await (await browser.get("/approvals/13")).text()
+        ended = await (await browser.get("/fragments/approvals/10/build")).text()
+        assert "built" not in ended

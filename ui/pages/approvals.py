@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from aiohttp import web
 
 from reconciler.control.client import ControlClient, OperatorError
-from reconciler.control.models import Approve, Cause, Decide, Diff, LogLine, Proposal
+from reconciler.control.models import Approve, BuildLog, Cause, Decide, Diff, LogLine, Proposal
+from ui.filters import percent
 from ui.keys import client_of
 from ui.pages.paths import NUMBER, cursor, number
 from ui.render import page, part, said
@@ -24,6 +26,7 @@ BASES = (
 )
 PER_PAGE = 50
 LOG_PAGES = 20
+LOG_END = 2**53 - 1  # after it there are no lines
 
 
 @routes.get("/approvals")
@@ -92,7 +95,7 @@ async def _body(request: web.Request, client: ControlClient, proposal: Proposal)
     show = "diff" if wanted == "diff" or not built else "log"
     base = request.query.get("base", "")
     base = base if base in dict(BASES) else "running"
-    log, done = await _log(client, proposal.id) if show == "log" else ([], True)
+    log, end = await _log(client, proposal.id) if show == "log" else ([], BuildLog(items=[], done=True))
     diff = await _diff(client, proposal, base) if show == "diff" else None
     return {
         "show": show,
@@ -102,21 +105,37 @@ async def _body(request: web.Request, client: ControlClient, proposal: Proposal)
         "diff": diff,
         "spans": spans,
         "log": log,
-        "log_done": done,
+        "log_done": end.done,
+        "build": _build(end),
         "log_cursor": log[-1].id if log else 0,
     }
 
 
-async def _log(client: ControlClient, number: int) -> tuple[list[LogLine], bool]:
-    """The log from its beginning and whether it has ended. hived gives it in pages; the script asks for what
-    lies beyond the last one read here."""
-    lines: list[LogLine] = []
-    for _ in range(LOG_PAGES):
-        found = await client.build_log(number, after=lines[-1].id if lines else 0)
-        lines += found.items
+async def _log(client: ControlClient, number: int) -> tuple[list[LogLine], BuildLog]:
+    """The log from its beginning, and its last page, which says whether it has ended. hived gives it in
+    pages; the script asks for what lies beyond the last one read here."""
+    found = await client.build_log(number, after=0)
+    lines: list[LogLine] = list(found.items)
+    for _ in range(LOG_PAGES - 1):
         if found.done or not found.items:
-            return lines, found.done
-    return lines, False
+            break
+        found = await client.build_log(number, after=lines[-1].id)
+        lines += found.items
+    return lines, found
+
+
+def _build(log: BuildLog) -> dict[str, Any] | None:
+    """How far the build is: its share in percent, and the instants that the page's clocks go by."""
+    found, now = log.progress, datetime.now(UTC)
+    if found is None:
+        return None
+    left = found.left_s
+    return {
+        "progress": found,
+        "share": percent(found.built, found.expected),
+        "since": (now - timedelta(seconds=found.elapsed_s)).isoformat(timespec="milliseconds"),
+        "until": None if left is None else (now + timedelta(seconds=left)).isoformat(timespec="milliseconds"),
+    }
 
 
 async def _diff(client: ControlClient, proposal: Proposal, base: str) -> Diff | OperatorError:
@@ -160,6 +179,13 @@ async def log_part(request: web.Request) -> web.Response:
     log = await client_of(request).build_log(number(request), after=after)
     last = log.items[-1].id if log.items else after
     return await part(request, "_log_lines.html", cursor=last, log=log.items)
+
+
+@routes.get(f"/fragments/approvals/{NUMBER}/build")
+async def build_part(request: web.Request) -> web.Response:
+    """How far its build is."""
+    log = await client_of(request).build_log(number(request), after=LOG_END)
+    return await part(request, "_build.html", p={"id": number(request)}, build=_build(log))
 
 
 @routes.post(f"/approvals/{NUMBER}/approve")
