@@ -77,6 +77,8 @@ class Restore:
                 report = read(stream, sink)
             _check_same(report, checked.report)
             self._check_databases(place, report.header)
+            if not report.header.with_state:
+                copies.forget_conversations(place / "state.db")
             self._arrange(place)
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)

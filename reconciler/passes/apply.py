@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,9 @@ from reconciler.model.spec import Limits
 from reconciler.model.states import Role
 from reconciler.passes.builds import Builds
 from reconciler.passes.endings import LOG_LINES, Endings, Voice
+from reconciler.passes.rebuilds import Lost
 from reconciler.plan.steps import Kind, Step
-from reconciler.store import deployments
+from reconciler.store import agents, deployments
 from reconciler.store.db import Store
 from reconciler.store.deployments import AgentFacts, Candidate
 
@@ -116,7 +118,7 @@ class Applier:
             case Kind.FREEZE | Kind.THAW:
                 frozen = step.kind is Kind.FREEZE
                 await (self._containers.freeze(name) if frozen else self._containers.thaw(name))
-            case Kind.REFRESH_UNIT | Kind.PIN_GENERATION | Kind.RESTORE_TAGS:
+            case Kind.REFRESH_UNIT | Kind.PIN_GENERATION | Kind.RESTORE_TAGS | Kind.REBUILD:
                 await self._repair(step, facts)
             case Kind.PURGE:
                 await self._purge(name)
@@ -131,12 +133,24 @@ class Applier:
                 await self._containers.refresh(name)
             case Kind.RESTORE_TAGS:
                 await self._tags.restore(name)
+            case Kind.REBUILD:
+                self._builds.again.start(await self._lost(facts))
             case _:
                 assert current is not None, "only a deployed generation is pinned"
                 await self._nix.set_generation(name, current.generation, current.toplevel)
                 await self._nix.select(name, current.generation)
         async with self._store.state.transaction() as tx:
             await deployments.record_repair(tx, name, str(step.kind), step.reason)
+
+    async def _lost(self, facts: AgentFacts) -> Lost:
+        """What should run next and is not in the store."""
+        name, current, candidate = facts.desired.name, facts.desired.current, facts.candidate
+        if candidate is not None and candidate.store_path is not None:
+            return Lost(name, candidate.commit, candidate.spec, candidate.store_path, candidate.generation)
+        assert current is not None, "only what was built can be lost"
+        row = await agents.generation_number(self._store.state, name, current.generation)
+        assert row is not None, "generations are deleted with their agent only"
+        return Lost(name, row["commit_id"], json.loads(row["spec"]), current.toplevel, current.generation)
 
     async def _purge(self, name: AgentName) -> None:
         """The row goes last: killed in between, the next pass does the rest."""

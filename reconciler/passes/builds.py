@@ -20,6 +20,7 @@ from reconciler.model.estimates import BuildState
 from reconciler.model.names import AgentName
 from reconciler.model.states import ProposalState
 from reconciler.passes.buildlog import AppendLog, LogWriter
+from reconciler.passes.rebuilds import Rebuilds
 from reconciler.store import deployments
 from reconciler.store.db import Store
 from reconciler.store.deployments import Candidate
@@ -65,6 +66,7 @@ class Builds:
         self._wake = wake
         self._clock = clock
         self._going: dict[AgentName, _Going] = {}
+        self.again = Rebuilds(git, nix, trees, parallel=parallel, wake=wake, clock=clock)
 
     @property
     def tasks(self) -> dict[AgentName, asyncio.Task[None]]:
@@ -121,7 +123,7 @@ class Builds:
 
     async def close(self) -> None:
         """End all; the next hived builds again from the rows."""
-        await asyncio.gather(*[_end(going) for going in list(self._going.values())])
+        await asyncio.gather(self.again.close(), *[_end(going) for going in list(self._going.values())])
 
     # ------------------------------------------------------------------------------------------- one build
     async def _build(self, going: _Going) -> None:

@@ -13,6 +13,7 @@ from reconciler.effects.protocols import Clock, Containers, ContainerStatus, Hos
 from reconciler.errors import HiveError, TemporaryError
 from reconciler.model.instants import micros
 from reconciler.model.names import AgentName
+from reconciler.model.states import Desired as Want
 from reconciler.model.states import Role
 from reconciler.passes.apply import Applier, Sockets, Tags
 from reconciler.passes.builds import Builds
@@ -268,7 +269,9 @@ class Passes:
             frozen=status.frozen,
             attached=await attachments.is_attached(self._store.state, name, micros(self._clock.now())),
             drift=status.drift,
-            pinned=await self._is_pinned(facts),
+            pinned=(pinned := await self._is_pinned(facts)),
+            stored=await self._is_stored(facts, status, pinned=pinned),
+            rebuild=self._builds.again.why(name),
             tagged=await self._tags.are_there(name),
         )
         return facts, status, plan(facts.desired, actual, self._clock.now(), self._bounds)
@@ -282,6 +285,17 @@ class Passes:
         if await self._nix.selected(name) != current.generation:
             return False
         return (await self._nix.generations(name)).get(current.generation) == current.toplevel
+
+    async def _is_stored(self, facts: AgentFacts, status: ContainerStatus, *, pinned: bool) -> bool:
+        """Whether the store has what should run next. Not looked for while that runs, and pinned it is
+        there."""
+        deployment, current = facts.desired.deployment, facts.desired.current
+        wanted = deployment.toplevel if deployment is not None else None
+        wanted = wanted or (current.toplevel if current is not None else None)
+        if wanted is None or facts.desired.state is not Want.RUNNING:
+            return True
+        runs = status.phase in {"starting", "running"} and status.toplevel == wanted
+        return (runs and pinned) or await self._nix.exists(wanted)
 
     async def _forgive(self, facts: AgentFacts, status: ContainerStatus) -> None:
         if facts.desired.crashes.count == 0 or status.phase != "running" or status.started_at is None:

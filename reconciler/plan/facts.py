@@ -74,6 +74,8 @@ class Actual:
 
     `drift`: what of its unit differs from how it was set up; `pinned`: its profile holds and points to the
     generation that should run; `tagged`: its repository has the tags of its proposals.
+    `stored`: the store has the root that should run next; `rebuild`: what building it again waits for, if it
+    was tried.
     """
 
     phase: Literal["absent", "starting", "running", "exited"] = "absent"
@@ -92,6 +94,8 @@ class Actual:
     drift: tuple[str, ...] = ()
     pinned: bool = True
     tagged: bool = True
+    stored: bool = True
+    rebuild: str = ""
 
     @property
     def alive(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from reconciler.model.states import Desired as Want
 from reconciler.model.states import ProposalState
-from reconciler.plan.facts import Actual, Bounds, Deployment, Desired
+from reconciler.plan.facts import Actual, Bounds, Deployment, Desired, Target
 from reconciler.plan.steps import Again, Kind, Outcome, Plan, Settled, Step, Waiting
 
 
@@ -71,6 +71,8 @@ def _plan_deployment(
     desired: Desired, deployment: Deployment, actual: Actual, now: float, bounds: Bounds
 ) -> Plan:
     label = f"proposal {deployment.proposal}"
+    if deployment.toplevel is not None and not actual.stored:
+        return _plan_rebuild(actual, f"the root of {label}")
     if deployment.state in {ProposalState.APPROVED, ProposalState.BUILDING} and deployment.toplevel is None:
         if deployment.building:
             return _keep_running(desired, actual, now, bounds, Waiting(f"the build of {label}"))
@@ -128,6 +130,9 @@ def _plan_running(desired: Desired, actual: Actual, now: float, bounds: Bounds) 
     if actual.phase == "exited":
         return _plan_exited(desired, actual, now, bounds)
     steps = _prepare(actual) + _repair(actual)
+    if not actual.stored:
+        below = _plan_rebuild(actual, f"the root of generation {target.generation}")
+        return Plan((*steps, *below.steps), below.outcome)
     if not actual.alive:
         delay = _delay_left(desired, now, bounds)
         if desired.crashes.count >= bounds.crashloop:
@@ -138,6 +143,11 @@ def _plan_running(desired: Desired, actual: Actual, now: float, bounds: Bounds) 
             (*steps, Step(Kind.START, f"generation {target.generation} should run", target.toplevel)),
             Again(0),
         )
+    return _plan_alive(desired, target, actual, steps)
+
+
+def _plan_alive(desired: Desired, target: Target, actual: Actual, steps: list[Step]) -> Plan:
+    """It runs; whether what should. `steps` are the mendings that come first."""
     again: list[Step] = [
         Step(Kind.CLEAR, "restarting"),
         Step(Kind.START, f"generation {target.generation} should run", target.toplevel),
@@ -149,6 +159,15 @@ def _plan_running(desired: Desired, actual: Actual, now: float, bounds: Bounds) 
             return Plan(tuple(steps), Waiting("the end of the running turn, to repair drift", turn_end=True))
         return Plan((*steps, Step(Kind.STOP, "another generation runs than should"), *again), Again(0))
     return Plan(tuple(steps), Settled())
+
+
+def _plan_rebuild(actual: Actual, what: str) -> Plan:
+    """What should run is not in the store: a restored hive's, or somebody collected it."""
+    if actual.rebuild:
+        return Plan((), Waiting(actual.rebuild))
+    return Plan(
+        (Step(Kind.REBUILD, f"{what} is not in the store"),), Waiting(f"{what}, which is built again")
+    )
 
 
 def _plan_exited(desired: Desired, actual: Actual, now: float, bounds: Bounds) -> Plan:
@@ -176,7 +195,7 @@ def _report(actual: Actual) -> Step:
 def _repair(actual: Actual) -> list[Step]:
     """What somebody else changed and can be mended in place."""
     steps = [Step(Kind.REFRESH_UNIT, reason) for reason in actual.drift[:1]]
-    if not actual.pinned:
+    if not actual.pinned and actual.stored:
         steps.append(
             Step(Kind.PIN_GENERATION, "its profile does not point to the generation that should run")
         )

@@ -22,6 +22,7 @@ class Kind(StrEnum):
     SERVE_SOCKETS = "serve_sockets"
     DROP_SOCKETS = "drop_sockets"
     BUILD = "build"
+    REBUILD = "rebuild"
     ACTIVATE = "activate"
     START = "start"
     STOP = "stop"
@@ -44,6 +45,7 @@ COSTS: dict[Kind, Cost] = {
     Kind.SERVE_SOCKETS: Cost.IN_PLACE,
     Kind.DROP_SOCKETS: Cost.IN_PLACE,
     Kind.BUILD: Cost.IN_PLACE,
+    Kind.REBUILD: Cost.IN_PLACE,
     Kind.ACTIVATE: Cost.TURN_END,
     Kind.START: Cost.IN_PLACE,
     Kind.STOP: Cost.RESTART,
@@ -63,7 +65,7 @@ COSTS: dict[Kind, Cost] = {
 
 
 # Mendings of what somebody else changed: told in the history, as nobody asked hived for them.
-REPAIRS = frozenset({Kind.REFRESH_UNIT, Kind.PIN_GENERATION, Kind.RESTORE_TAGS})
+REPAIRS = frozenset({Kind.REFRESH_UNIT, Kind.PIN_GENERATION, Kind.RESTORE_TAGS, Kind.REBUILD})
 
 
 @dataclass(frozen=True, slots=True)

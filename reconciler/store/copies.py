@@ -122,6 +122,13 @@ def is_next(previous: str, row: Any) -> bool:
     return bool(row["hash"] == chain(previous, payload))
 
 
+def forget_conversations(path: Path) -> None:
+    """In a restored `state.db` without the agents' homes: the next turn begins a conversation, as there is
+    none to resume."""
+    with _open(path, write=True) as db:
+        db.execute("UPDATE agents SET session_used = 0")
+
+
 def shorten_history(path: Path, ends: Ends, since: int) -> None:
     """Take from a copy of `events.db` what its `state.db` does not know of: the same ids will be given again.
 

@@ -142,10 +142,15 @@ async def test_what_the_rows_do_not_know_of_is_not_in_the_history(hive: Hive, pl
 
 
 async def test_without_state_the_trees_are_left_out_and_the_restore_says_so(hive: Hive, place: Path) -> None:
+    async with hive.store.state.transaction() as tx:
+        await tx.run("UPDATE agents SET session_used = 1")
     await hive.backup(place / "b.tar", with_state=False)
     state, done = restored(place / "b.tar", place)
     assert not (state / "agents").exists()
     assert any("begin empty" in warning for warning in done.warnings)
+    store = await Store.open(state)
+    assert [r["session_used"] for r in await store.state.all("SELECT session_used FROM agents")] == [0, 0, 0]
+    await store.close()
     assert hives.refs_of(state) == hives.refs_of(hive.state)
 
 

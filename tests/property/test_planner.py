@@ -44,7 +44,7 @@ class World:
             case Kind.BUILD:
                 assert d.deployment is not None
                 built = replace(d.deployment, state=ProposalState.BUILDING, toplevel=NEW, building=False)
-                self.desired = replace(d, deployment=built)
+                self.desired, self.actual = replace(d, deployment=built), replace(a, stored=True)
             case Kind.ACTIVATE:
                 assert d.deployment is not None
                 going = replace(
@@ -53,6 +53,7 @@ class World:
                 self.desired = replace(d, deployment=going)
             case Kind.START:
                 assert a.phase == "absent", "a container is started only where none is"
+                assert a.stored, "nothing is started that is not in the store"
                 self.starts += 1
                 hello = step.toplevel != NEW or self.healthy
                 self.actual = replace(
@@ -69,8 +70,9 @@ class World:
             case Kind.CLEAR:
                 assert a.phase == "exited", "only an ended container is cleared"
                 self.actual = Actual(
-                    directories=a.directories, sockets=a.sockets, pinned=a.pinned, tagged=a.tagged
-                )
+                    directories=a.directories, sockets=a.sockets, pinned=a.pinned, tagged=a.tagged,
+                    stored=a.stored,
+                )  # fmt: skip
             case Kind.REPORT_CRASH:
                 crashes = Crashes(d.crashes.count + 1, self.now, a.invocation)
                 self.desired = replace(d, crashes=crashes)
@@ -108,7 +110,10 @@ class World:
                 self.actual = replace(a, frozen=False)
             case Kind.REFRESH_UNIT:
                 self.actual = replace(a, drift=())
+            case Kind.REBUILD:
+                self.actual = replace(a, stored=True)
             case Kind.PIN_GENERATION:
+                assert a.stored, "what is not in the store cannot be pinned"
                 self.actual = replace(a, pinned=True)
             case Kind.RESTORE_TAGS:
                 self.actual = replace(a, tagged=True)
@@ -168,7 +173,9 @@ def actuals(draw: st.DrawFn) -> Actual:
     directories, sockets = draw(st.booleans()), draw(st.booleans())
     pinned, tagged = draw(st.booleans()), draw(st.booleans())
     if phase == "absent":
-        return Actual(directories=directories, sockets=sockets, pinned=pinned, tagged=tagged)
+        return Actual(
+            directories=directories, sockets=sockets, pinned=pinned, tagged=tagged, stored=draw(st.booleans())
+        )
     alive = phase in {"starting", "running"}
     return Actual(
         phase=phase, toplevel=draw(st.sampled_from([OLD, NEW, OTHER])), invocation="start-0",
@@ -178,6 +185,7 @@ def actuals(draw: st.DrawFn) -> Actual:
         directories=directories, sockets=sockets, host_restarted=not alive and draw(st.booleans()),
         stop_asked=not alive and draw(st.booleans()), frozen=phase == "running" and draw(st.booleans()),
         drift=draw(st.sampled_from([(), ("its unit file was changed",)])), pinned=pinned, tagged=tagged,
+        stored=draw(st.booleans()),
     )  # fmt: skip
 
 
