@@ -26,6 +26,7 @@ deps-dev: ## installs what tests, linters and screenshots need as well
 
 beds: deps-dev ## makes the hosts that tests of systemd units run in (cached in ~/.cache/hyperhive)
 	@$(PYTHON) -m checks.bed build
+	@$(PYTHON) -m checks.bed build --vm bookworm
 
 test: beds ## linters and all tests; ends with what ran and what was left out, by name
 	@$(PYTHON) -m checks.test $(ARGS)

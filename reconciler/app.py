@@ -64,7 +64,6 @@ from reconciler.store.db import Store
 
 log = structlog.get_logger("hived")
 
-BUILD_USERS = ("trees", "quarantine", "clients")  # folders with things of the build user in them
 READ_ONE_S = 60.0  # what the start may take longer for each agent that was read
 
 
@@ -141,9 +140,9 @@ class Hived:
         self.accounts = AccountService(store, self.clock, ui_port=config.ui_port)
         self.retention = Retention(store, self.clock, self.events, config.retention)
         self.agents = AgentService(
-            store=store, config=config, containers=self.containers, look=self._look, look_all=self._look_all,
-            presence=presence, voice=self.broker, approvals=self.approvals, spending=self.gateway,
-            wake=self.wake, models=lambda model: is_allowed_model(model, config.gateway.allowed_models),
+            store=store, config=config, containers=self.containers, look=self._look, presence=presence,
+            voice=self.broker, approvals=self.approvals, spending=self.gateway, wake=self.wake,
+            models=lambda model: is_allowed_model(model, config.gateway.allowed_models),
             last_event_id=self.events.last_id, storage=self.retention,
         )  # fmt: skip
         self.deletions = asyncio.Lock()  # held by whatever deletes for good, and by a backup
@@ -191,9 +190,6 @@ class Hived:
 
     def _troubled(self, name: AgentName, error: str) -> None:
         self.events.announce("agent.trouble", name, error, error=error)
-
-    async def _look_all(self) -> Mapping[AgentName, Plan]:
-        return await self.passes.look_all()
 
     async def _before_hello(self, name: AgentName) -> None:
         await self.containers.forbid_user_namespaces(name)
@@ -287,8 +283,8 @@ async def serve(config: Config, make_effects: Callable[[Config], Effects] = real
     """Run hived until SIGTERM or SIGINT. `make_effects` is for tests, which put faults into them."""
     state, run = Path(config.state_dir), Path(config.run_dir)
     refuse_half_restored(state)
-    for directory in (state, run, run / "agents", *(state / name for name in BUILD_USERS)):
-        # 0711 whatever the umask: the build user passes through to its own trees, and lists nothing.
+    for directory in (state, run, run / "agents"):
+        # 0711: the build user passes through to its own trees, and lists nothing.
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o711)
     notifier = Notifier.from_environment(os.environ)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from checks.bed import images
+from checks.bed import images, vm
 from checks.bed.guest import Bed
 from reconciler.demo import terminal
 from reconciler.errors import HiveError
@@ -18,7 +18,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m checks.bed", description=__doc__)
     parser.add_argument("verb", choices=("build", "path", "boot"))
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"default: {' '.join(images.SUITES)}")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--vm", action="store_true", help="build the virtual machine, too")
+    options = parser.parse_intermixed_args(arguments)
     unknown = set(options.suites) - set(images.SUITES)
     if unknown:
         parser.error(f"no such suite: {' '.join(sorted(unknown))}")
@@ -26,6 +27,9 @@ def main(arguments: list[str]) -> int:
     os.umask(0o022)
     try:
         made = [images.ensure(suite) for suite in suites]
+        if options.vm:
+            for suite in suites:
+                vm.ensure(suite)
     except HiveError as error:
         terminal.complain(error.message, error.hint)
         return 1

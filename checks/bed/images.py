@@ -40,7 +40,7 @@ _ROOT_DEADLINE_S = 1200.0
 _VENV_DEADLINE_S = 900.0
 # The guest's /usr over the machine's own: its Python then finds pip's configuration, certificates and indexes
 # where the machine has them. Both are merged-/usr systems, so that /bin and /lib follow.
-_WITH_USR = (
+WITH_USR = (
     *("unshare", "--mount", "--propagation", "private", "sh", "-euc"),
     'mount --bind "$1/usr" /usr; shift; exec "$@"',
     "sh",
@@ -66,7 +66,7 @@ def cache() -> Path:
 
 def ensure(suite: Suite) -> Image:
     """The image, made now if it is not there: minutes the first time, milliseconds later."""
-    root = _part(f"bed, {suite}", _root_path(suite), lambda at, path: _make_root(at, suite, path))
+    root = part(f"bed, {suite}", _root_path(suite), lambda at, path: _make_root(at, suite, path))
     python = (root / "usr/bin/python3").readlink().name
     host, harness = (_environment(e, suite, root, python) for e in (install.DEV, install.HARNESS))
     return Image(suite, root, host, harness)
@@ -74,7 +74,7 @@ def ensure(suite: Suite) -> Image:
 
 def _root_path(suite: Suite) -> Path:
     made_from = [suite, _PACKAGES, _LEFT_OUT, os.uname().machine]
-    return cache() / f"{suite}-{_digest(json.dumps(made_from))}"
+    return cache() / f"{suite}-{digest(json.dumps(made_from))}"
 
 
 def _environment(environment: install.Environment, suite: Suite, root: Path, python: str) -> Path:
@@ -82,13 +82,13 @@ def _environment(environment: install.Environment, suite: Suite, root: Path, pyt
     own = install.CLONE / environment.folder
     if (own / "lib" / python / "site-packages").is_dir():
         return own.resolve()
-    digest = _digest(f"{python} {install.lock_digest(environment.name)}")
-    path = cache() / f"{suite}-{environment.name}-{digest}"
+    made_from = digest(f"{python} {install.lock_digest(environment.name)}")
+    path = cache() / f"{suite}-{environment.name}-{made_from}"
     label = f"{environment.label}, {suite}"
-    return _part(label, path, lambda at, made: _make_environment(at, environment, root, made))
+    return part(label, path, lambda at, made: _make_environment(at, environment, root, made))
 
 
-def _part(label: str, path: Path, make: Callable[[terminal.Step, Path], None]) -> Path:
+def part(label: str, path: Path, make: Callable[[terminal.Step, Path], None]) -> Path:
     """`path`, made by `make` under another name first if it is missing; one maker at a time."""
     if not path.is_dir():
         if os.geteuid() != 0:
@@ -147,7 +147,7 @@ def _make_root(at: terminal.Step, suite: Suite, path: Path) -> None:
         argv += ["--aptopt=Acquire::Languages none", "--aptopt=Acquire::Retries 3"]
         argv += [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in _LEFT_OUT]
         argv += [suite, str(path), entries.name]
-        terminal.run(at, argv, env=_environ(), cwd="/", deadline_s=_ROOT_DEADLINE_S)
+        terminal.run(at, argv, env=environ(), cwd="/", deadline_s=_ROOT_DEADLINE_S)
     for name in ("etc/resolv.conf", "var/lib/systemd/random-seed"):
         with contextlib.suppress(FileNotFoundError):
             (path / name).unlink()
@@ -155,20 +155,20 @@ def _make_root(at: terminal.Step, suite: Suite, path: Path) -> None:
 
 def _make_environment(at: terminal.Step, environment: install.Environment, root: Path, path: Path) -> None:
     lock = install.CLONE / "requirements" / f"{environment.name}.txt"
-    inside = (*_WITH_USR, str(root))
+    inside = (*WITH_USR, str(root))
     make = [*inside, "/usr/bin/python3", "-m", "venv", str(path)]
-    terminal.run(at, make, env=_environ(), cwd="/", deadline_s=120)
+    terminal.run(at, make, env=environ(), cwd="/", deadline_s=120)
     pip = [str(path / "bin/python"), *install.PIP_INSTALL, str(lock)]
-    terminal.run(at, [*inside, *pip], env=_environ(), cwd="/", deadline_s=_VENV_DEADLINE_S)
+    terminal.run(at, [*inside, *pip], env=environ(), cwd="/", deadline_s=_VENV_DEADLINE_S)
     if environment is install.HARNESS:
         install.close_cli(path)
 
 
-def _environ() -> dict[str, str]:
+def environ() -> dict[str, str]:
     """The caller's, without what belongs to its Python; proxies and mirrors stay."""
     ours = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
     return {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))} | ours
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -3,6 +3,8 @@ that a change here costs no new one."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 # What a fresh Debian starts that only costs time here.
@@ -48,6 +50,11 @@ _LINKS = {
     "etc/systemd/system/sysinit.target.wants/bed-sysctl.service": "/etc/systemd/system/bed-sysctl.service",
     **{f"etc/systemd/system/{name}": "/dev/null" for name in _MASKED},
 }
+
+
+def digest() -> str:
+    """Of all that `write` writes."""
+    return hashlib.sha256(json.dumps([_FILES, _LINKS]).encode()).hexdigest()
 
 
 def write(root: Path) -> None:

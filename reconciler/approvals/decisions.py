@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import secrets
 import uuid
-from collections.abc import Sequence
 
 import structlog
 
@@ -63,9 +62,7 @@ class Decisions:
                     hint="look at it again: what you were shown is not what it is now",
                 )
             await self._move(tx, actor, row, ProposalState.APPROVED, request.note, now=request.now)
-            rivals = await self._make_way(tx, row, facts)
-        for rival in rivals:
-            self._proposing.discard_staged(rival)
+            await self._make_way(tx, row, facts)
         log.info("proposal.approved", proposal=proposal, agent=row.agent, by=actor.name)
         self._wake(row.agent)
 
@@ -127,10 +124,9 @@ class Decisions:
             now=now,
         )
 
-    async def _make_way(self, tx: Tx, row: ProposalRow, facts: rules.Facts) -> Sequence[int]:
-        """Earlier proposals end as superseded (their ids), and a new agent gets its row."""
-        rivals = await proposals.older_rivals(tx, row)
-        for rival in rivals:
+    async def _make_way(self, tx: Tx, row: ProposalRow, facts: rules.Facts) -> None:
+        """Earlier proposals end as superseded, and a new agent gets its row."""
+        for rival in await proposals.older_rivals(tx, row):
             note = f"proposal {row.id} was approved instead"
             await tx.move_proposal(rival, ProposalState.SUPERSEDED, note=note)
         assert row.spec is not None, "a pending proposal was examined"
@@ -144,14 +140,13 @@ class Decisions:
         if row.kind is ProposalKind.APPLY:
             if there is None or there.destroyed:
                 raise OperatorError(f"the agent {row.agent} is destroyed", code="conflict")
-            return rivals
+            return
         if there is not None:
             raise OperatorError(
                 f"the agent {row.agent} exists already", code="conflict", hint="deny this proposal"
             )
         base = await self._uid_base(tx, spec, facts)
         await proposals.insert_agent(tx, row.agent, Role(spec.role), base, str(uuid.uuid4()))
-        return rivals
 
     async def _uid_base(self, tx: Tx, spec: Spec, facts: rules.Facts) -> int:
         """The range of a new agent, judged by what is true inside of this transaction."""

@@ -87,6 +87,8 @@ DEV_PACKAGES = (
     Package("shellcheck", _has("shellcheck")),
     Package("procps", _has("ps")),
     Package("mmdebstrap", _has("mmdebstrap")),
+    Package("qemu-system-x86", _has("qemu-system-x86_64")),
+    Package("e2fsprogs", _has("mke2fs")),
 )
 
 

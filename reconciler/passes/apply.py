@@ -31,7 +31,6 @@ from reconciler.plan.steps import Kind, Step
 from reconciler.store import agents, deployments
 from reconciler.store.db import Store
 from reconciler.store.deployments import AgentFacts, Candidate
-from reconciler.store.projections import Version
 
 log = structlog.get_logger("passes")
 
@@ -44,19 +43,12 @@ class Sockets(Protocol):
     async def serve(self, name: AgentName, uid_base: int, role: Role) -> None: ...
     async def drop(self, name: AgentName) -> None: ...
     def is_served(self, name: AgentName) -> bool: ...
-    def is_left(self, name: AgentName) -> bool:
-        """Whether a socket lies there, be it a dead process's."""
-        ...
 
 
 class Tags(Protocol):
     """The tags of proposals in the agents' repositories, made from the rows."""
 
-    async def version(self) -> Version:
-        """Another value once the rows may ask for other tags than before."""
-        ...
-
-    async def are_there(self, name: AgentName, version: Version) -> bool: ...
+    async def are_there(self, name: AgentName) -> bool: ...
     async def restore(self, name: AgentName) -> None: ...
 
 
@@ -189,7 +181,6 @@ class Applier:
             case _:
                 async with self._store.state.transaction() as tx:
                     await deployments.fail(tx, candidate, step.reason)
-                self._drop_staged(candidate)
 
     async def _build(self, candidate: Candidate) -> None:
         async with self._store.state.transaction() as tx:
@@ -249,7 +240,6 @@ class Applier:
         await self._nix.select(candidate.agent, candidate.generation)
         async with self._store.state.transaction() as tx:
             await deployments.confirm(tx, candidate)
-        self._drop_staged(candidate)
         await self._append_log(candidate.proposal, [f"deployed as generation {candidate.generation}"])
 
     async def _roll_back(self, step: Step, facts: AgentFacts, status: ContainerStatus) -> None:
@@ -266,11 +256,6 @@ class Applier:
         await self._containers.clear(name)
         async with self._store.state.transaction() as tx:
             await deployments.fail(tx, candidate, "\n".join([text, *lines]))
-        self._drop_staged(candidate)
-
-    def _drop_staged(self, candidate: Candidate) -> None:
-        """The proposal has ended; killed before this, the next start of hived does it."""
-        (self._paths.staged / f"{candidate.proposal}.tar").unlink(missing_ok=True)
 
 
 def _candidate(facts: AgentFacts) -> Candidate:

@@ -18,7 +18,6 @@ from reconciler.model.spec import Spec
 from reconciler.model.states import Role
 from reconciler.model.template import template_files
 from tests.fakes.nix import FakeNix
-from tests.fakes.stored import FileNix
 from tests.integration.nix_kit import PrivateNix, needs_nix, private_nix
 
 pytestmark = pytest.mark.asyncio
@@ -40,13 +39,13 @@ def real_nix() -> Iterator[PrivateNix]:
         yield found
 
 
-@pytest.fixture(params=["fake", "file", pytest.param("real", marks=[needs_nix, pytest.mark.integration])])
+@pytest.fixture(params=["fake", pytest.param("real", marks=[needs_nix, pytest.mark.integration])])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    if request.param in {"fake", "file"}:
-        fake = FakeNix() if request.param == "fake" else FileNix(tmp_path / "world")
+    if request.param == "fake":
+        fake = FakeNix()
         nix: Nix = fake
         place = tmp_path
-        lose: Callable[[str], None] = fake.lose
+        lose: Callable[[str], None] = fake.store.discard
     else:
         private: PrivateNix = request.getfixturevalue("real_nix")
         nix = private.effect()
@@ -210,9 +209,6 @@ async def test_a_pinned_generation_is_selected_and_no_other(world: World) -> Non
     for number in (2, 2, 1):
         await world.nix.select(SCOUT, number)
         assert await world.nix.selected(SCOUT) == number
-        assert await world.nix.runs(SCOUT, number, {1: one, 2: two}[number])
-        assert not await world.nix.runs(SCOUT, number, {1: two, 2: one}[number])
-        assert not await world.nix.runs(SCOUT, 3 - number, {1: one, 2: two}[3 - number])
     with pytest.raises(PermanentError, match="generation 3 of scout"):
         await world.nix.select(SCOUT, 3)
     assert await world.nix.selected(SCOUT) == 1
@@ -246,7 +242,6 @@ async def test_a_generation_whose_path_is_lost_is_not_pinned_any_more(world: Wor
     assert (await world.nix.exists(one), await world.nix.exists(two)) == (False, True)
     assert await world.nix.generations(SCOUT) == {2: two}
     assert await world.nix.selected(SCOUT) is None
-    assert not await world.nix.runs(SCOUT, 1, one)
     with pytest.raises(PermanentError):
         await world.nix.select(SCOUT, 1)
 

@@ -135,7 +135,7 @@ class World:
         assert row is not None
         name = AgentName(row["agent"])
         for step in ("build", "activate", "confirm"):
-            facts = await deployments.read(self.store.state, name, now=0, building=lambda _: False)
+            facts = await deployments.read(self.store.state, name, building=False)
             assert facts is not None
             candidate = facts.candidate
             assert candidate is not None

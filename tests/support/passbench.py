@@ -76,10 +76,7 @@ class FakeTags:
 
     gone: set[AgentName] = field(default_factory=set)
 
-    async def version(self) -> tuple[int, int]:
-        return 0, 0
-
-    async def are_there(self, name: AgentName, version: tuple[int, int]) -> bool:
+    async def are_there(self, name: AgentName) -> bool:
         return name not in self.gone
 
     async def restore(self, name: AgentName) -> None:
@@ -141,9 +138,7 @@ class PassBench:
         async def append_log(proposal: int, lines: list[str]) -> None:
             self.logs += lines
 
-        sockets = SimpleNamespace(
-            serve=serve, drop=drop, is_served=lambda name: name in memory.served, is_left=lambda name: False
-        )
+        sockets = SimpleNamespace(serve=serve, drop=drop, is_served=lambda name: name in memory.served)
         git: Any = FakeTrees()
         self.builds = Builds(
             self.store, git, self.nix, self.trees, parallel=2, append_log=append_log,

@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from reconciler.effects import process
@@ -70,15 +70,12 @@ class Profiles:
 
     async def selected(self, name: AgentName) -> int | None:
         """The generation that the profile points to; None if it points to none that is pinned."""
-        number = self._selected(name)
-        return number if number is not None and number in await self.pinned(name) else None
-
-    async def runs(self, name: AgentName, number: int, store_path: str) -> bool:
-        """Whether the profile points to that generation, which is whole and that path."""
-        await self._migrate(name)
-        if self._selected(name) != number:
-            return False
-        return dict(self._whole([self._link(name, number)])) == {number: store_path}
+        target = _target(self._of(name) / PROFILE)
+        found = _GENERATION.fullmatch(Path(target).name) if target is not None else None
+        if target is None or found is None or Path(target).parent not in (Path(), self._of(name)):
+            return None
+        number = int(found[1])
+        return number if number in await self.pinned(name) else None
 
     async def drop(self, name: AgentName) -> None:
         """Unpin everything; the store forgets the roots at its next collection."""
@@ -115,21 +112,13 @@ class Profiles:
     def _link(self, name: AgentName, number: int) -> Path:
         return self._of(name) / f"{PROFILE}-{number}-link"
 
-    def _selected(self, name: AgentName) -> int | None:
-        """The number that the profile names, whatever became of that generation."""
-        target = _target(self._of(name) / PROFILE)
-        found = _GENERATION.fullmatch(Path(target).name) if target is not None else None
-        if target is None or found is None or Path(target).parent not in (Path(), self._of(name)):
-            return None
-        return int(found[1])
-
     def _pinned(self, name: AgentName) -> dict[int, str]:
         with contextlib.suppress(FileNotFoundError):
-            return dict(sorted(self._whole(self._of(name).iterdir())))
+            return dict(sorted(self._whole(self._of(name))))
         return {}
 
-    def _whole(self, links: Iterable[Path]) -> Iterator[tuple[int, str]]:
-        for link in links:
+    def _whole(self, directory: Path) -> Iterator[tuple[int, str]]:
+        for link in directory.iterdir():
             number, target = _GENERATION.fullmatch(link.name), _target(link)
             if (
                 number is not None
