@@ -20,7 +20,6 @@ from typing import Any, Protocol
 import structlog
 from dbus_next.aio.message_bus import MessageBus
 from dbus_next.constants import BusType, MessageType
-from dbus_next.errors import AuthError, DBusError
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 
@@ -33,6 +32,7 @@ _CONNECT_S = 3.0
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.02, 2.0
 _PATIENCE_S = 1.0  # how long a call waits for a bus that is being restarted
 _WATCH_LIMIT = 10_000
+_CALLS_AT_ONCE = 64  # a bus allows 128 calls without an answer for each connection
 _LINE_LIMIT = 4096
 _DRIVER = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 
@@ -197,12 +197,13 @@ class SystemBus:
         self._connection: _Connection | None = None
         self._guard: asyncio.Task[None] | None = None
         self._connecting = asyncio.Lock()
+        self._free = asyncio.Semaphore(_CALLS_AT_ONCE)
         self._watches: set[_Watch] = set()
 
     async def call(self, call: Call, *, timeout_s: float = CALL_S) -> tuple[Any, ...]:
         """See `Bus`."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with self._free, asyncio.timeout(timeout_s):
                 connection = await self.connected(_PATIENCE_S)
                 return await _call(connection, call)
         except TimeoutError as error:
@@ -256,12 +257,11 @@ class SystemBus:
         except BaseException as error:
             if connection is not None:
                 connection.release()
-            if isinstance(error, HiveError):
-                raise TemporaryError(f"the message bus is not ready: {error}", code="bus-away") from error
-            if isinstance(error, OSError | EOFError | TimeoutError | DBusError | AuthError):
-                reason = str(error) or type(error).__name__
-                raise TemporaryError(f"cannot reach the message bus: {reason}", code="bus-away") from error
-            raise
+            if isinstance(error, PermanentError) or not isinstance(error, Exception):
+                raise
+            # Whatever an impostor or a dying bus makes the library stumble over, there is no bus now.
+            reason = str(error) or type(error).__name__
+            raise TemporaryError(f"cannot reach the message bus: {reason}", code="bus-away") from error
         self._connection = connection
         self._guard = asyncio.create_task(self._await_loss(connection), name="bus-guard")
         return connection
@@ -302,7 +302,10 @@ async def _call(connection: _Connection, call: Call) -> tuple[Any, ...]:
     )
     try:
         reply = await connection.call(message)
-    except (OSError, EOFError) as error:
+    except Exception as error:
+        if connection.connected:
+            raise
+        # The library hands whatever its reader died of to everybody who waits for an answer.
         raise TemporaryError(f"the message bus went away during {call.member}", code="bus-lost") from error
     if reply is None:
         raise TemporaryError(f"the message bus was closed during {call.member}", code="bus-lost")
