@@ -145,6 +145,8 @@ class _Connection(MessageBus):
         self._released = True
         self._user_disconnect = True
         self._finalize(None)  # type: ignore[no-untyped-call]
+        if self._disconnect_future.done():
+            self._disconnect_future.exception()  # seen; the loop complains of what nobody looked at
         with contextlib.suppress(OSError, ValueError):  # what was not sent yet cannot be flushed
             self._stream.close()
         self._sock.close()

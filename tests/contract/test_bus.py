@@ -359,7 +359,7 @@ async def test_nonsense_from_the_bus_is_a_lost_connection(tmp_path: Path) -> Non
         await asyncio.sleep(0)
 
 
-def test_the_library_is_imported_by_one_file_only() -> None:
+async def test_the_library_is_imported_by_one_file_only() -> None:
     root = Path(module.__file__).parents[1]
     users = [path.name for path in root.rglob("*.py") if "dbus_next" in path.read_text()]
     assert users == ["bus.py"]
