@@ -7,7 +7,9 @@ of systemd).
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 SOURCE = "/opt/hyperhive"
@@ -17,6 +19,7 @@ PYTHON = f"{SOURCE}/.venv/bin/python"
 CONFIG_FILE = "/etc/hyperhive/config.json"
 CREDENTIAL_FILE = "/etc/hyperhive/credential"
 SCRIPTED_SOCKET = "/run/hyperhive-model/scripted.sock"
+SERVICES_FILE = Path("/run/supervisor.json")
 MODEL_LOG = f"{STATE}/log/requests.jsonl"
 REAL_UPSTREAM = "https://api.anthropic.com"
 
@@ -155,3 +158,15 @@ def _python(
     uid = user.uid if user else 0
     argv = (PYTHON, "-m", module, *arguments)
     return Service(name, argv, ENVIRONMENT | (environment or {}), uid, uid)
+
+
+# ---------------------------------------------------------------------------- what the supervisor is told
+def write_services(path: Path, services: tuple[Service, ...]) -> None:
+    """The list that the supervisor reads. Here and not there: it is written where nothing is installed."""
+    path.write_text(json.dumps([dataclasses.asdict(service) for service in services]))
+    path.chmod(0o600)
+
+
+def read_services(path: Path) -> tuple[Service, ...]:
+    """The inverse of `write_services`."""
+    return tuple(Service.from_json(entry) for entry in json.loads(path.read_text()))

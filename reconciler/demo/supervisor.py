@@ -19,14 +19,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from reconciler.demo.services import STATE, Service
+from reconciler.demo.services import SERVICES_FILE, STATE, Service, read_services
 from reconciler.sockets import bind
 
-SERVICES_FILE = Path("/run/supervisor.json")
 _LOGS = Path(STATE) / "log"
 _LOG_LIMIT_BYTES = 8 << 20
 _FIRST_DELAY_S = 1.0
@@ -222,17 +221,6 @@ def _tell(event: str, service: str, **details: object) -> None:
         print(json.dumps({"event": event, "service": service, **details}), flush=True)
     except OSError:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - for the rest of this process
-
-
-def write_services(path: Path, services: tuple[Service, ...]) -> None:
-    """The list that `main` reads."""
-    path.write_text(json.dumps([asdict(service) for service in services]))
-    path.chmod(0o600)
-
-
-def read_services(path: Path) -> tuple[Service, ...]:
-    """The inverse of `write_services`."""
-    return tuple(Service.from_json(entry) for entry in json.loads(path.read_text()))
 
 
 def _listen(services: tuple[Service, ...]) -> None:

@@ -22,8 +22,7 @@ from pathlib import Path
 from reconciler.demo import cgroups, services, syscalls
 from reconciler.demo.cgroups import Hierarchy
 from reconciler.demo.place import Place
-from reconciler.demo.services import Credential, User
-from reconciler.demo.supervisor import SERVICES_FILE, write_services
+from reconciler.demo.services import SERVICES_FILE, Credential, User, write_services
 
 _TMPFS_LIMIT = "size=1g,mode="
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from reconciler.demo import install
 from reconciler.errors import PermanentError
+
+ROOT = Path(__file__).parents[2]
 
 REQUIREMENTS = install.CLONE / "requirements"
 LOCKS = sorted(REQUIREMENTS.glob("*.txt"))
@@ -99,3 +103,11 @@ def test_the_list_of_web_assets_and_npms_lock_name_the_same_versions_and_licence
         assert entry["integrity"].startswith("sha512-")
         assert any(file["from"].startswith("LICENSE") for file in package["files"])
     assert {f"node_modules/{name}" for name in listed} == set(locked) - {""}
+
+
+@pytest.mark.parametrize("module", ["main", "control", "launch", "world", "install"])
+def test_what_runs_before_anything_is_installed_needs_nothing_installed(module: str) -> None:
+    command = [sys.executable, "-S", "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); "]
+    command[-1] += f"import reconciler.demo.{module}"
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
