@@ -125,7 +125,7 @@ async def test_a_flipped_bit_is_refused(repositories: GitRepositories, agent: Ag
     content = bytearray(bundle.read_bytes())
     content[-100] ^= 1
     bundle.write_bytes(content)
-    assert "could not unpack it" in await refused(repositories, bundle, commit)
+    assert "cannot be unpacked" in await refused(repositories, bundle, commit)
 
 
 async def test_two_refs_are_refused(repositories: GitRepositories, agent: Agent) -> None:

@@ -13,14 +13,16 @@ import os
 import re
 import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconciler.effects.git import trees
+from reconciler.effects.git import packscan, trees
 from reconciler.effects.git.bundles import OBJECTS_MAX, PEEK_BYTES, parse_header
 from reconciler.effects.git.command import ENVIRONMENT, MIB
+from reconciler.effects.git.tags import ZERO
 from reconciler.effects.process import Completed, Rlimits, identity, run
 from reconciler.effects.protocols import TreeEntry
 from reconciler.effects.sandbox import Sandbox, command, system_of
@@ -32,9 +34,14 @@ BUNDLE_MAX_BYTES = 32 * MIB
 OBJECT_MAX_BYTES = trees.FILE_MAX_BYTES
 UNPACKED_MAX_BYTES = 256 * MIB
 STEP_S = 30.0
+CHECK_S = 60.0
+# What git itself makes has chains of 50, with --aggressive 250 in its time.
+CHAIN_MAX = 256
 PARALLEL = 2
-LIMITS = Rlimits(cpu_s=30, address_space=1024 * MIB, file_size=2 * BUNDLE_MAX_BYTES, nofile=256)
+LIMITS = Rlimits(cpu_s=20, address_space=512 * MIB, file_size=2 * BUNDLE_MAX_BYTES, nofile=256)
 
+_SCAN = "/hive/packscan.py"
+_SYSTEM_PYTHON = Path("/usr/bin/python3")
 _LISTED = re.compile(rb"([0-7]{6}) ([a-z]+) ([0-9a-f]{40}) +(-|[0-9]+)\t(.+)", re.DOTALL)
 
 
@@ -85,10 +92,15 @@ class Quarantine:
         pack = place / "pack"
         await asyncio.to_thread(_split, bundle, pack, commit)
         case = _Case(self._user, work, commit)
-        await case.unpack(pack)
-        await case.check_objects()
-        await case.check_tree()
-        await case.fsck()
+        try:
+            async with asyncio.timeout(CHECK_S):
+                await case.scan(pack)
+                await case.unpack(pack)
+                await case.check_objects()
+                await case.check_tree()
+                await case.fsck()
+        except TimeoutError as error:
+            raise _refused(f"looking at it took longer than {CHECK_S:.0f} s") from error
         return case.admitted()
 
 
@@ -113,6 +125,23 @@ class _Case:
         self._commit = commit
         self._repository = work / "import.git"
 
+    async def scan(self, pack: Path) -> None:
+        """No object unfolds too far, nor do all together, before git believes what their headers say."""
+        script, python = Path(packscan.__file__), _python()
+        system, links = system_of(python)
+        box = Sandbox(read_only={_SCAN: script}, system=system, links=links, environment={})
+        words = [str(python), "-I", "-S", _SCAN, str(OBJECT_MAX_BYTES), str(UNPACKED_MAX_BYTES)]
+        try:
+            done = await run(
+                command(box, words), timeout_s=STEP_S, stdin=pack, user=self._user, rlimits=LIMITS,
+                max_stdout=64 * 1024, max_stderr=64 * 1024,
+            )  # fmt: skip
+        except CommandError as error:
+            raise _refused(f"its pack could not be read: {_reason(error)}") from error
+        verdict, _, why = done.text.strip().partition(" ")
+        if verdict != "ok":
+            raise _refused(visible(why)[:1000] or "its pack could not be read")
+
     async def unpack(self, pack: Path) -> None:
         """Unpack all objects. They are not judged yet: the tree rules name the file, fsck only the object."""
         await self._git(
@@ -124,26 +153,35 @@ class _Case:
         )  # fmt: skip
 
     async def check_objects(self) -> None:
-        """No object is large, all together are bounded, and the commit is among them.
+        """Sizes and number once more, as git found them; no object is the end of a long chain of deltas; the
+        commit is among them.
 
-        `--max-input-size` bounds what is packed; a few kilobytes can unpack to hundreds of megabytes.
+        Reading the last of a chain means building each before it, and whoever lists all objects of a chain
+        of thousands does so millions of times.
         """
         done = await self._git(
             "cat-file", "--batch-all-objects", "--unordered",
-            "--batch-check=%(objectname) %(objecttype) %(objectsize)",
-            what="count its objects", max_stdout=OBJECTS_MAX * 80,
+            "--batch-check=%(objectname) %(objectsize) %(deltabase)",
+            what="count its objects", max_stdout=OBJECTS_MAX * 100,
         )  # fmt: skip
-        kinds: dict[str, str] = {}
+        bases: dict[str, str] = {}
         total = 0
         for line in done.text.splitlines():
-            name, kind, size = line.split()
-            kinds[name] = kind
+            name, size, bases[name] = line.split()
             total += int(size)
             if int(size) > OBJECT_MAX_BYTES:
-                raise _refused(f"the {kind} {name} has {size} bytes, {OBJECT_MAX_BYTES} are allowed")
-        if len(kinds) > OBJECTS_MAX or total > UNPACKED_MAX_BYTES:
-            raise _refused(f"it unpacks to {len(kinds)} objects with {total} bytes, which is too much")
-        if kinds.get(self._commit) != "commit":
+                raise _refused(f"the object {name} has {size} bytes, {OBJECT_MAX_BYTES} are allowed")
+        if len(bases) > OBJECTS_MAX or total > UNPACKED_MAX_BYTES:
+            raise _refused(f"it unpacks to {len(bases)} objects with {total} bytes, which is too much")
+        if (depth := _longest(bases)) > CHAIN_MAX:
+            raise _refused(
+                f"an object of it is a delta on a delta, {depth} deep, and {CHAIN_MAX} are allowed: "
+                "`git repack -a -d -f` mends that"
+            )
+        kind = await self._git(
+            "cat-file", "--batch-check=%(objecttype)", stdin=f"{self._commit}\n".encode(), what="look for it"
+        )
+        if kind.text.strip() != "commit":
             raise _refused(f"{self._commit} is no commit in it")
         await self._git("update-ref", "refs/heads/import", self._commit, what="name its commit")
 
@@ -246,6 +284,27 @@ class _Case:
             if error.code == "output-too-large" and arguments[0] == "ls-tree":
                 raise
             raise _refused(f"git could not {what}: {_reason(error)}") from error
+
+
+def _longest(bases: dict[str, str]) -> int:
+    """Length of the longest chain of deltas; `bases`: object → what it is a delta on (zeros: nothing)."""
+    depths: dict[str, int] = {ZERO: -1}
+    for name in bases:
+        chain: list[str] = []
+        at = name
+        while at not in depths and len(chain) <= len(bases):
+            chain.append(at)
+            at = bases.get(at, ZERO)
+        depth = depths.get(at, 0)
+        for link in reversed(chain):
+            depths[link] = depth = depth + 1
+    return max(depths.values())
+
+
+def _python() -> Path:
+    """An interpreter that the sandbox can show: the one of hived, if it is of the system."""
+    own = Path(sys.executable).resolve()
+    return own if own.is_relative_to("/usr") or own.is_relative_to("/nix/store") else _SYSTEM_PYTHON
 
 
 def _reason(error: CommandError) -> str:

@@ -57,7 +57,7 @@ def check(commit: Commit, entries: Sequence[TreeEntry], targets: Mapping[str, by
 
 def too_many(commit: Commit) -> InvalidError:
     """The refusal of a tree whose listing was given up."""
-    why = f"more than {FILES_MAX} files or {ENTRIES_MAX} names"
+    why = f"more than {FILES_MAX} files or {ENTRIES_MAX} names, or paths without end"
     return InvalidError(f"the files of commit {commit[:12]} are refused: {why}", (Refusal("/", why),))
 
 
