@@ -57,6 +57,7 @@ class Running:
         task = asyncio.create_task(_bounded(work, deadline_s))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # it never began, if the task was cancelled at once
         if waits:
             self._waits.add(task)
             task.add_done_callback(self._waits.discard)
