@@ -121,7 +121,9 @@ class AgentService:
 
     async def get(self, name: str) -> api.Agent:
         """One agent."""
-        row = await fleet.agent(self._store.state, name)
+        return await self._shown(await fleet.agent(self._store.state, name))
+
+    async def _shown(self, row: Row) -> api.Agent:
         status = await self._containers.status(AgentName(row["name"]))
         return await self._view(row, await self._spending.today(), status)
 
@@ -286,12 +288,14 @@ class AgentService:
         row = await fleet.agent(self._store.state, name)
         if row["desired"] == Desired.DESTROYED and desired is not Desired.DESTROYED:
             raise OperatorError(f"{name} is destroyed", code="conflict", hint="its kept state needs a revive")
-        if not request.dry_run:
-            async with self._store.state.transaction() as tx:
-                await fleet.set_desired(tx, name, desired)
-                await tx.audit(actor.name, f"agent.{verb}", name, note=request.note)
-                await tx.emit("agent.state", name, desired=str(desired))
-            self._wake(AgentName(name))
+        async with self._store.state.transaction(dry_run=request.dry_run) as tx:
+            await fleet.set_desired(tx, name, desired)
+            await tx.audit(actor.name, f"agent.{verb}", name, note=request.note)
+            await tx.emit("agent.state", name, desired=str(desired))
+            row = await fleet.agent(tx, name)
+        if request.dry_run:
+            return await self._shown(row)
+        self._wake(AgentName(name))
         return await self.get(name)
 
     async def restart(self, actor: Actor, name: str, request: api.Act) -> api.Agent:
@@ -300,10 +304,10 @@ class AgentService:
         row = await fleet.agent(self._store.state, name)
         if row["desired"] != Desired.RUNNING:
             raise OperatorError(f"{name} is {row['desired']}", code="conflict", hint=f"`hive start {name}`")
+        async with self._store.state.transaction(dry_run=request.dry_run) as tx:
+            await fleet.want_restart(tx, name)
+            await tx.audit(actor.name, "agent.restart", name, note=request.note)
         if not request.dry_run:
-            async with self._store.state.transaction() as tx:
-                await fleet.want_restart(tx, name)
-                await tx.audit(actor.name, "agent.restart", name, note=request.note)
             self._wake(AgentName(name))
         return await self.get(name)
 
@@ -318,10 +322,10 @@ class AgentService:
     async def _direct(self, actor: Actor, name: str, request: api.Act, kind: str) -> api.Agent:
         _operator(actor)
         row = await fleet.agent(self._store.state, name)
+        async with self._store.state.transaction(dry_run=request.dry_run) as tx:
+            await fleet.end_nap(tx, name)
+            await tx.audit(actor.name, f"agent.{kind}", name, note=request.note)
         if not request.dry_run:
-            async with self._store.state.transaction() as tx:
-                await fleet.end_nap(tx, name)
-                await tx.audit(actor.name, f"agent.{kind}", name, note=request.note)
             await self._voice.direct(AgentName(row["name"]), kind)
             self._voice.nudge(AgentName(row["name"]))
         return await self.get(name)
@@ -343,11 +347,15 @@ class AgentService:
                     f"{name} may not run {request.model[:60]!r}",
                     hint=f"its spec allows: {', '.join(allowed)}",
                 )
-        async with self._store.state.transaction() as tx:
+        wanted = request.model or spec.get("model", "haiku")
+        async with self._store.state.transaction(dry_run=request.dry_run) as tx:
             await fleet.set_model(tx, name, request.model, actor.name)
             await tx.audit(actor.name, "agent.model", name, model=request.model)
             await tx.emit("agent.state", name, model=request.model)
-        await self._voice.direct(AgentName(name), "model", model=request.model or spec.get("model", "haiku"))
+            row = await fleet.agent(tx, name)
+        if request.dry_run:
+            return await self._shown(row)
+        await self._voice.direct(AgentName(name), "model", model=wanted)
         self._wake(AgentName(name))
         return await self.get(name)
 

@@ -5,8 +5,9 @@ and who is inside its container. Writes desired state only; passes make it so.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from reconciler.approvals import views
 from reconciler.control import models as api
 from reconciler.errors import OperatorError
 from reconciler.model.instants import MICRO, micros, stamp
@@ -59,17 +60,17 @@ class LifecycleService:
                     code="conflict",
                     hint="`hive release --all` releases everything",
                 )
-        if not request.dry_run:
-            async with self._store.state.transaction() as tx:
-                put = holds.put(tx, scope, actor.name, request.note) if on else holds.lift(tx, scope)
-                if await put:
-                    verb = "hold" if on else "release"
-                    await tx.audit(actor.name, f"agent.{verb}", scope, note=request.note)
-                    for name in names:
-                        await tx.emit("agent.held" if on else "agent.released", name, by=actor.name)
-            for name in names:
-                self._wake(name)
-        return await self.holds()
+        async with self._store.state.transaction(dry_run=request.dry_run) as tx:
+            put = holds.put(tx, scope, actor.name, request.note) if on else holds.lift(tx, scope)
+            if await put:
+                verb = "hold" if on else "release"
+                await tx.audit(actor.name, f"agent.{verb}", scope, note=request.note)
+                for name in names:
+                    await tx.emit("agent.held" if on else "agent.released", name, by=actor.name)
+            found = _holds(await holds.every(tx))
+        for name in names if not request.dry_run else ():
+            self._wake(name)
+        return found
 
     async def _names(self, scope: str) -> list[AgentName]:
         if scope == holds.EVERYBODY:
@@ -79,10 +80,7 @@ class LifecycleService:
 
     async def holds(self) -> api.HoldList:
         """All holds, the hive's first."""
-        found = await holds.every(self._store.state)
-        return api.HoldList(
-            items=[api.Hold(scope=h.scope, by=h.by, reason=h.reason, at=stamp(h.at)) for h in found]
-        )
+        return _holds(await holds.every(self._store.state))
 
     # ------------------------------------------------------------------------------------------- rollback
     async def rollback(self, actor: Actor, name: str, request: api.Rollback) -> api.Proposal:
@@ -92,11 +90,10 @@ class LifecycleService:
         row = await fleet.agent(self._store.state, name)
         _not_destroyed(row["desired"], name)
         target = await rollbacks.target(self._store.state, name, request.generation)
-        if request.dry_run:
-            return await self._approvals.get(target["proposal_id"])
-        async with self._store.state.transaction() as tx:
+        async with self._store.state.transaction(dry_run=request.dry_run) as tx:
             number = await rollbacks.insert(tx, AgentName(name), target, actor.name, request)
-            for rival in await rollbacks.rivals(tx, name, number):
+            rivals = await rollbacks.rivals(tx, name, number)
+            for rival in rivals:
                 note = f"the operator rolled back to generation {target['number']} instead"
                 await tx.move_proposal(rival, ProposalState.SUPERSEDED, note=note)
             await tx.audit(
@@ -108,6 +105,9 @@ class LifecycleService:
                 proposal=number,
                 note=request.note,
             )
+            if request.dry_run:
+                view = await views.read(tx, number)
+                return views.rehearsed(view.model_copy(update={"supersedes": rivals}))
         self._wake(AgentName(name))
         return await self._approvals.get(number)
 
@@ -138,12 +138,13 @@ class LifecycleService:
             raise OperatorError(f"{name} is not destroyed", code="conflict", hint=f"`hive start {name}`")
         if row["purge_wanted"]:
             raise OperatorError(f"{name} is being purged", code="conflict", hint=f"`hive new {name}`")
-        async with self._store.state.transaction() as tx:
+        async with self._store.state.transaction(dry_run=request.dry_run) as tx:
             await self._one_manager(tx, name, Role(row["role"]))
-            if not request.dry_run:
-                await fleet.set_desired(tx, name, Desired.RUNNING)
-                await tx.audit(actor.name, "agent.revive", name, note=request.note)
-                await tx.emit("agent.state", name, desired=str(Desired.RUNNING))
+            await fleet.set_desired(tx, name, Desired.RUNNING)
+            await tx.audit(actor.name, "agent.revive", name, note=request.note)
+            await tx.emit("agent.state", name, desired=str(Desired.RUNNING))
+        if request.dry_run:
+            return (await self._agents.get(name)).model_copy(update={"desired": Desired.RUNNING})
         self._wake(AgentName(name))
         return await self._agents.get(name)
 
@@ -167,10 +168,10 @@ class LifecycleService:
             raise OperatorError(
                 f"to purge {name} its name must be given as the confirmation", hint=f"`hive purge {name}`"
             )
+        async with self._store.state.transaction(dry_run=request.dry_run) as tx:
+            await fleet.want_purge(tx, name)
+            await tx.audit(actor.name, "agent.purge", name, note=request.note)
         if not request.dry_run:
-            async with self._store.state.transaction() as tx:
-                await fleet.want_purge(tx, name)
-                await tx.audit(actor.name, "agent.purge", name, note=request.note)
             self._wake(AgentName(name))
         return api.Done()
 
@@ -220,6 +221,12 @@ class LifecycleService:
                 for r in rows
             ]
         )
+
+
+def _holds(found: Sequence[holds.Hold]) -> api.HoldList:
+    return api.HoldList(
+        items=[api.Hold(scope=h.scope, by=h.by, reason=h.reason, at=stamp(h.at)) for h in found]
+    )
 
 
 def _operator(actor: Actor) -> None:

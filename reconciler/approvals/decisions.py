@@ -10,7 +10,7 @@ import uuid
 
 import structlog
 
-from reconciler.approvals import rules
+from reconciler.approvals import rules, views
 from reconciler.approvals.examination import Examiner
 from reconciler.approvals.proposing import Proposing
 from reconciler.control import models as api
@@ -42,57 +42,80 @@ class Decisions:
         self._proposing = proposing
         self._wake = wake
 
-    async def approve(self, actor: Actor, proposal: int, request: api.Approve) -> None:
-        """Pending → approved, if the digest is that of what was shown. Safe to repeat by the same person."""
+    async def approve(self, actor: Actor, proposal: int, request: api.Approve) -> api.Proposal:
+        """Pending → approved, if the digest is that of what was shown. Safe to repeat by the same person.
+
+        The proposal as it is (in a dry run: would be) afterwards, with what it superseded.
+        """
         require_operator(actor)
-        row = await self._examiner.refresh(await proposals.get(self._store.state, proposal))
+        row = await proposals.get(self._store.state, proposal)
+        if not request.dry_run:  # it may write; a stale one is refused below all the same
+            row = await self._examiner.refresh(row)
         # read before the transaction: it looks at files of the host
         facts = await self._examiner.facts(self._store.state, row, None)
-        async with self._store.state.transaction() as tx:
+        async with self._store.state.transaction(dry_run=request.dry_run) as tx:
             row = await proposals.get(tx, proposal)
             same = row.digest is not None and secrets.compare_digest(
                 row.digest.encode(), request.digest.encode("utf-8", "surrogatepass")
             )
             if row.state in _UNDER_WAY and row.decided_by == actor.name and same:
-                return
+                return await views.read(tx, proposal)
             if row.state is ProposalState.PENDING and not (same and await self._is_fresh(tx, row)):
                 raise OperatorError(
                     f"proposal {proposal} changed since you looked",
                     code="conflict",
                     hint="look at it again: what you were shown is not what it is now",
                 )
-            await self._move(tx, actor, row, ProposalState.APPROVED, request.note, now=request.now)
-            await self._make_way(tx, row, facts)
-        log.info("proposal.approved", proposal=proposal, agent=row.agent, by=actor.name)
-        self._wake(row.agent)
+            view = await self.approve_in(tx, actor, row, facts, note=request.note, now=request.now)
+        if not request.dry_run:
+            for rival in view.supersedes:
+                self._proposing.discard_staged(rival)
+            log.info("proposal.approved", proposal=proposal, agent=row.agent, by=actor.name)
+            self._wake(row.agent)
+        return view
 
-    async def deny(self, actor: Actor, proposal: int, note: str) -> None:
+    async def approve_in(
+        self, tx: Tx, actor: Actor, row: ProposalRow, facts: rules.Facts, *, note: str = "", now: bool = False
+    ) -> api.Proposal:
+        """The writes of an approval, with all that the rows forbid. `facts` were read before `tx`."""
+        await self._move(tx, actor, row, ProposalState.APPROVED, note, now=now)
+        superseded = await self._make_way(tx, row, facts)
+        return (await views.read(tx, row.id)).model_copy(update={"supersedes": superseded})
+
+    async def deny(self, actor: Actor, proposal: int, request: api.Decide) -> api.Proposal:
         """Pending → denied; the note reaches the proposer."""
         require_operator(actor)
-        async with self._store.state.transaction() as tx:
+        note = request.note
+        async with self._store.state.transaction(dry_run=request.dry_run) as tx:
             row = await proposals.get(tx, proposal)
-            if row.state is ProposalState.DENIED and row.decided_by == actor.name:
-                return
-            await self._move(tx, actor, row, ProposalState.DENIED, note)
-            await proposals.tell(tx, row, ProposalState.DENIED, _words(note))
-        self._proposing.discard_staged(proposal)
+            if row.state is not ProposalState.DENIED or row.decided_by != actor.name:
+                await self._move(tx, actor, row, ProposalState.DENIED, note)
+                await proposals.tell(tx, row, ProposalState.DENIED, _words(note))
+            view = await views.read(tx, proposal)
+        if not request.dry_run:
+            self._proposing.discard_staged(proposal)
+        return view
 
-    async def cancel(self, actor: Actor, proposal: int, note: str) -> None:
+    async def cancel(self, actor: Actor, proposal: int, request: api.Decide) -> api.Proposal:
         """Take a proposal back: the operator any, an agent its own. Too late once it is being activated."""
-        async with self._store.state.transaction() as tx:
+        note = request.note
+        async with self._store.state.transaction(dry_run=request.dry_run) as tx:
             row = await proposals.get(tx, proposal)
             own = actor.name == f"agent:{row.requested_by}"
             if not own:
                 require_operator(actor)
             if row.state is ProposalState.CANCELLED:
-                return
+                return await views.read(tx, proposal)
             await self._move(tx, actor, row, ProposalState.CANCELLED, note)
             if row.kind is ProposalKind.SPAWN:
                 await proposals.destroy_unborn(tx, row.agent)
             if not own:
                 await proposals.tell(tx, row, ProposalState.CANCELLED, _words(note))
-        self._wake(row.agent)
-        self._proposing.discard_staged(proposal)
+            view = await views.read(tx, proposal)
+        if not request.dry_run:
+            self._wake(row.agent)
+            self._proposing.discard_staged(proposal)
+        return view
 
     # ------------------------------------------------------------------------------------------- inner
     async def _is_fresh(self, tx: Tx, row: ProposalRow) -> bool:
@@ -124,9 +147,10 @@ class Decisions:
             now=now,
         )
 
-    async def _make_way(self, tx: Tx, row: ProposalRow, facts: rules.Facts) -> None:
-        """Earlier proposals end as superseded, and a new agent gets its row."""
-        for rival in await proposals.older_rivals(tx, row):
+    async def _make_way(self, tx: Tx, row: ProposalRow, facts: rules.Facts) -> list[int]:
+        """Earlier proposals end as superseded (these are returned), and a new agent gets its row."""
+        rivals = await proposals.older_rivals(tx, row)
+        for rival in rivals:
             note = f"proposal {row.id} was approved instead"
             await tx.move_proposal(rival, ProposalState.SUPERSEDED, note=note)
         assert row.spec is not None, "a pending proposal was examined"
@@ -140,13 +164,14 @@ class Decisions:
         if row.kind is ProposalKind.APPLY:
             if there is None or there.destroyed:
                 raise OperatorError(f"the agent {row.agent} is destroyed", code="conflict")
-            return
+            return rivals
         if there is not None:
             raise OperatorError(
                 f"the agent {row.agent} exists already", code="conflict", hint="deny this proposal"
             )
         base = await self._uid_base(tx, spec, facts)
         await proposals.insert_agent(tx, row.agent, Role(spec.role), base, str(uuid.uuid4()))
+        return rivals
 
     async def _uid_base(self, tx: Tx, spec: Spec, facts: rules.Facts) -> int:
         """The range of a new agent, judged by what is true inside of this transaction."""

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import structlog
@@ -128,6 +128,17 @@ class Examiner:
             return
         log.info("proposal.invalid", proposal=proposal, agent=row.agent, error=text[:200])
 
+    async def rehearse(self, row: ProposalRow, template: Mapping[str, str] | None) -> Findings:
+        """What an examination of `row` would find, without writing anything; raises what it would end with.
+
+        `template`: the files of a commit that hived would only now make.
+        """
+        try:
+            async with self._slots, asyncio.timeout(self._config.timeouts.examine_s + SLACK_S):
+                return await self._look(row, template)
+        except TimeoutError as error:
+            raise InvalidError("the examination took too long") from error
+
     # ------------------------------------------------------------------------------------------- one
     async def _examine(self, proposal: int) -> None:
         row = await proposals.get(self._store.state, proposal)
@@ -140,28 +151,33 @@ class Examiner:
         except OperatorError as conflict:
             log.info("examination.outrun", proposal=proposal, why=conflict.message)
 
-    async def _look(self, row: ProposalRow) -> Findings:
-        entries = await self._git.check_tree(row.agent, row.commit)
-        if not any(entry.path == "agent.nix" for entry in entries):
-            raise InvalidError("the commit has no agent.nix", hint="put the agent's settings there")
-        evaluation = await self._evaluate(row)
-        prompt = None
-        if evaluation.spec.prompt is not None:
-            limit = rules.PROMPT_MAX_BYTES + 1
-            prompt = await self._git.read(row.agent, row.commit, evaluation.spec.prompt, limit)
+    async def _look(self, row: ProposalRow, template: Mapping[str, str] | None = None) -> Findings:
+        if template is None:
+            entries = await self._git.check_tree(row.agent, row.commit)
+            if not any(entry.path == "agent.nix" for entry in entries):
+                raise InvalidError("the commit has no agent.nix", hint="put the agent's settings there")
+        evaluation = await self._evaluate(row, template)
+        prompt, path = None, evaluation.spec.prompt
+        if path is not None and template is not None:
+            prompt = template.get(path)
+        elif path is not None:
+            prompt = await self._git.read(row.agent, row.commit, path, rules.PROMPT_MAX_BYTES + 1)
         facts = await self.facts(self._store.state, row, prompt)
         refused = rules.refusals(evaluation.spec, facts)
         if refused:
             raise InvalidError("agent.nix is refused:\n" + rules.explain(refused), refused)
         spec = json.dumps(evaluation.spec_json, sort_keys=True, separators=(",", ":"))
-        return await self._meaning(row, evaluation.spec, spec, evaluation.digest)
+        return await self._meaning(row, evaluation.spec, spec, evaluation.digest, template is not None)
 
-    async def _evaluate(self, row: ProposalRow) -> Evaluation:
+    async def _evaluate(self, row: ProposalRow, template: Mapping[str, str] | None) -> Evaluation:
         # others may pass through, so that the build user reaches its tree; they cannot list
         self._trees.mkdir(parents=True, exist_ok=True, mode=0o711)
         tree = Path(tempfile.mkdtemp(prefix=f"examine-{row.id}-", dir=self._trees))
         try:
-            await self._git.extract(row.agent, row.commit, tree)
+            if template is None:
+                await self._git.extract(row.agent, row.commit, tree)
+            else:
+                await asyncio.to_thread(_write, tree, template)
             return await self._nix.evaluate(tree)
         finally:
             await asyncio.to_thread(shutil.rmtree, tree, ignore_errors=True)
@@ -202,13 +218,18 @@ class Examiner:
             await proposals.found_again(tx, row, findings)
         return await proposals.get(self._store.state, row.id)
 
-    async def _meaning(self, row: ProposalRow, spec: Spec, text: str, spec_digest: str) -> Findings:
+    async def _meaning(
+        self, row: ProposalRow, spec: Spec, text: str, spec_digest: str, is_template: bool = False
+    ) -> Findings:
         running = await proposals.running(self._store.state, row.agent)
         base = running.commit if running is not None else None
         before = _spec(running.spec) if running is not None else None
         settings = setting_changes(before, spec)
-        files_before = await self._files(row.agent, base or await self._template(row))
-        files_after = await self._files(row.agent, row.commit)
+        files_before: dict[str, FileId] = {}
+        files_after: dict[str, FileId] = {}
+        if not is_template:  # what stands in it needs no judging
+            files_before = await self._files(row.agent, base or await self._template(row))
+            files_after = await self._files(row.agent, row.commit)
         files = file_changes(
             files_before,
             files_after,
@@ -277,6 +298,14 @@ def describe(error: HiveError) -> str:
     text = "\n".join(line for line in lines if line)
     cut = text.encode("utf-8", "replace")[:ERROR_MAX_BYTES].decode("utf-8", "ignore")
     return cut.replace("\0", "")
+
+
+def _write(tree: Path, files: Mapping[str, str]) -> None:
+    """Files of one folder, readable by the build user."""
+    tree.chmod(0o755)
+    for name, text in files.items():
+        (tree / name).write_text(text, encoding="utf-8")
+        (tree / name).chmod(0o644)
 
 
 def _spec(text: str) -> Spec | None:

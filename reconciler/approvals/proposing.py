@@ -1,5 +1,5 @@
-"""How commits become proposals: bundles of agents, drafts of the manager, templates, the operator's own
-commits.
+"""How commits of agents become proposals: bundles, drafts and spawns of the manager; and what all makers of
+proposals have in common.
 
 The row comes first, so that whatever arrives afterwards has an id and an end; the tag `proposal/<id>`
 comes last and says that all of it has arrived. A request that is repeated after a lost answer finds its
@@ -20,15 +20,12 @@ from harness import wire
 from reconciler.approvals.examination import Examiner
 from reconciler.approvals.voice import Voice
 from reconciler.config import Config
-from reconciler.control import models as api
 from reconciler.effects.protocols import Git, HostFiles
-from reconciler.errors import AgentError, HiveError, InvalidError, OperatorError, PermanentError
+from reconciler.errors import AgentError, HiveError, InvalidError, PermanentError
 from reconciler.model.names import OPERATOR, AgentName, Commit, agent_name
 from reconciler.model.names import commit as commit_id
-from reconciler.model.risk import is_allowed_model
 from reconciler.model.states import ProposalKind, ProposalState, Role
 from reconciler.model.template import template_files
-from reconciler.services import Actor
 from reconciler.store import drafts, proposals
 from reconciler.store.db import Store, Tx
 from reconciler.store.proposals import AgentRow
@@ -73,7 +70,7 @@ class Proposing:
         self, agent: AgentName, target: str, commit: str, description: str, bundle: Path
     ) -> wire.Proposed:
         """A commit for an existing agent."""
-        name, wanted, text = agent_name(target), commit_id(commit), _description(description)
+        name, wanted, text = agent_name(target), commit_id(commit), clean_description(description)
         async with self._store.state.transaction() as tx:
             asking = await self._asking(tx, agent)
             if name != agent and asking.role is not Role.MANAGER:
@@ -89,16 +86,16 @@ class Proposing:
                     code="not-found",
                     hint="a new agent is requested with a spawn",
                 )
-            number, fresh = await self._row(tx, ProposalKind.APPLY, name, wanted, agent, text)
+            number, fresh = await self.row(tx, ProposalKind.APPLY, name, wanted, agent, text)
         if fresh or not await self._has_arrived(number, name):
-            await self._arrive(number, name, wanted, lambda: self._git.import_bundle(name, bundle, wanted))
+            await self.arrive(number, name, wanted, lambda: self._git.import_bundle(name, bundle, wanted))
         return await self._proposed(number)
 
     async def draft(
         self, agent: AgentName, target: str, commit: str, description: str, bundle: Path, state: Path
     ) -> wire.Proposed:
         """The commit of a draft, with the state that its agent begins with."""
-        name, wanted, text = agent_name(target), commit_id(commit), _description(description)
+        name, wanted, text = agent_name(target), commit_id(commit), clean_description(description)
         digest = await self._digest(state)
         async with self._store.state.transaction() as tx:
             await self._require_manager(tx, agent, "propose a draft")
@@ -106,8 +103,8 @@ class Proposing:
                 raise AgentError(
                     f"there is no draft {name}", code="not-found", hint="start it with request_spawn_draft"
                 )
-            await self._require_new(tx, name, agent)
-            number, fresh = await self._row(tx, ProposalKind.SPAWN, name, wanted, agent, text, digest)
+            await self.require_new(tx, name, agent)
+            number, fresh = await self.row(tx, ProposalKind.SPAWN, name, wanted, agent, text, digest)
             await drafts.proposed(tx, name, number)
 
         async def take() -> None:
@@ -115,7 +112,7 @@ class Proposing:
             await self._git.import_bundle(name, bundle, wanted)
 
         if fresh or not await self._has_arrived(number, name):
-            await self._arrive(number, name, wanted, take)
+            await self.arrive(number, name, wanted, take)
         return await self._proposed(number)
 
     async def start_draft(self, agent: AgentName, request: wire.SpawnDraft) -> wire.DraftMade:
@@ -125,13 +122,13 @@ class Proposing:
         async with self._store.state.transaction() as tx:
             await self._require_manager(tx, agent, "start a draft")
             there = await drafts.get(tx, name)
-            await self._require_new(tx, name)
+            await self.require_new(tx, name)
             if there is None and len(await drafts.all_drafts(tx)) >= DRAFTS_MAX:
                 raise AgentError(
                     f"there are {DRAFTS_MAX} drafts already", hint="propose or leave some of them first"
                 )
         if there is None:
-            commit = await self._template(name, Role.AGENT, None, (), agent)
+            commit = await self.template(name, Role.AGENT, None, (), agent)
             async with self._store.state.transaction() as tx:
                 there = await drafts.get(tx, name) or await drafts.insert(tx, name, agent, commit)
         await self._broker.direct(agent, "repos")
@@ -139,80 +136,20 @@ class Proposing:
 
     async def spawn(self, agent: AgentName, request: wire.Spawn) -> wire.Proposed:
         """A new agent from the template, at the manager's request."""
-        name, text = agent_name(request.name), _description(request.description)
+        name, text = agent_name(request.name), clean_description(request.description)
         async with self._store.state.transaction() as tx:
             await self._require_manager(tx, agent, "request a new agent")
             open_one = await proposals.open_spawn(tx, name)
             if open_one is not None and open_one.requested_by == agent:
                 return wire.Proposed(proposal=open_one.id, state=open_one.state)
-            await self._require_new(tx, name, agent)
+            await self.require_new(tx, name, agent)
             await self._refuse_flood(tx, agent)
-        commit = await self._template(name, Role.AGENT, None, (), agent)
+        commit = await self.template(name, Role.AGENT, None, (), agent)
         async with self._store.state.transaction() as tx:
-            await self._require_new(tx, name, agent)
-            number, _ = await self._row(tx, ProposalKind.SPAWN, name, commit, agent, text)
-        await self._arrive(number, name, commit, None)
+            await self.require_new(tx, name, agent)
+            number, _ = await self.row(tx, ProposalKind.SPAWN, name, commit, agent, text)
+        await self.arrive(number, name, commit, None)
         return await self._proposed(number)
-
-    # ------------------------------------------------------------------------------------------- operator
-    async def new_agent(self, actor: Actor, request: api.NewAgent) -> int:
-        """A new agent from the template; the id of its proposal, which is not examined yet."""
-        name = agent_name(request.name)
-        if request.model is not None and not is_allowed_model(
-            request.model, self._config.gateway.allowed_models
-        ):
-            allowed = ", ".join(self._config.gateway.allowed_models)
-            raise OperatorError(
-                f"the model {request.model[:80]!r} is not served here", hint=f"allowed: {allowed}"
-            )
-        async with self._store.state.transaction() as tx:
-            await self._require_new(tx, name)
-        patterns = tuple(request.bash_allow)
-        commit = await self._template(name, request.role, request.model, patterns, AgentName(OPERATOR))
-        async with self._store.state.transaction() as tx:
-            await self._require_new(tx, name)
-            number, _ = await self._row(
-                tx, ProposalKind.SPAWN, name, commit, OPERATOR, _description(request.description)
-            )
-            await tx.audit(actor.name, "agent.new", f"agent:{name}", proposal=number, commit=commit)
-        await self._git.pin(name, f"proposal/{number}", commit)
-        return number
-
-    async def own_commit(self, actor: Actor, request: api.Propose) -> int:
-        """A commit that the operator put into the agent's repository; the id of its proposal."""
-        name, wanted = agent_name(request.agent), commit_id(request.commit)
-        if not await self._git.exists(name, wanted):
-            raise OperatorError(
-                f"there is no commit {wanted} in the repository of {name}",
-                code="not-found",
-                hint="push it there first",
-            )
-        async with self._store.state.transaction() as tx:
-            there = await proposals.agent(tx, name)
-            kind = ProposalKind.SPAWN if there is None else ProposalKind.APPLY
-            if kind is ProposalKind.SPAWN or (there is not None and there.destroyed):
-                await self._require_new(tx, name, OPERATOR)
-            text = _description(request.description)
-            number, fresh = await self._row(tx, kind, name, wanted, OPERATOR, text)
-            if fresh:
-                await tx.audit(actor.name, "proposal.new", f"proposal:{number}", agent=name, commit=wanted)
-        if fresh:
-            await self._arrive(number, name, wanted, None)
-        return number
-
-    async def scan(self, name: AgentName) -> int | None:
-        """Propose the commit of `main`, if somebody pushed one that hived does not know."""
-        main = await self._git.main(name)
-        if main is None or main in (await self._git.tags(name)).values():
-            return None
-        async with self._store.state.transaction() as tx:
-            there = await proposals.agent(tx, name)
-            if there is None or there.destroyed or await proposals.has_commit(tx, name, main):
-                return None
-            text = "pushed to main"
-            number, _ = await self._row(tx, ProposalKind.APPLY, name, main, OPERATOR, text)
-        await self._arrive(number, name, main, None)
-        return number
 
     # ------------------------------------------------------------------------------------------- after a
     # crash
@@ -263,18 +200,24 @@ class Proposing:
         if (await self._asking(tx, agent)).role is not Role.MANAGER:
             raise AgentError(f"only the manager may {act}", code="forbidden", hint="ask the manager")
 
-    async def _require_new(self, tx: Tx, name: AgentName, by: str | None = None) -> None:
-        """Nobody has the name, and no proposal (but those of `by`) is about to take it."""
+    async def require_new(
+        self, tx: Tx, name: AgentName, by: str | None = None, *, decides: bool = False
+    ) -> None:
+        """Nobody has the name, and no proposal (but those of `by`) is about to take it. `decides`: the one
+        who asks can clear it away."""
         there = await proposals.agent(tx, name)
         if there is not None:
             what = "was destroyed, but not purged" if there.destroyed else "exists already"
             raise AgentError(f"the agent {name} {what}", code="conflict", hint="choose another name")
         waiting = await proposals.open_spawn(tx, name)
         if waiting is not None and waiting.requested_by != by:
+            number = waiting.id
+            theirs = "wait for its end, or ask the operator to cancel it"
+            own = f"`hive approve {number}`, or `hive cancel-proposal {number}` first"
             raise AgentError(
-                f"proposal {waiting.id} for a new agent {name} is {waiting.state}",
+                f"proposal {number} for a new agent {name} is {waiting.state}",
                 code="conflict",
-                hint="wait for its end, or ask the operator to cancel it",
+                hint=own if decides else theirs,
             )
 
     async def _refuse_flood(self, tx: Tx, by: str) -> None:
@@ -294,7 +237,7 @@ class Proposing:
                 hint="check with `nix flake check` before you propose",
             )
 
-    async def _row(
+    async def row(
         self,
         tx: Tx,
         kind: ProposalKind,
@@ -322,7 +265,7 @@ class Proposing:
             return True
         return f"proposal/{number}" in await self._git.tags(name)
 
-    async def _arrive(
+    async def arrive(
         self, number: int, name: AgentName, commit: Commit, take: Callable[[], Awaitable[None]] | None
     ) -> None:
         """Take the commit in, pin it, and begin its examination; what cannot be taken ends as invalid."""
@@ -369,7 +312,7 @@ class Proposing:
         async with self._store.state.transaction() as tx:
             await proposals.stage(tx, number, digest, files)
 
-    async def _template(
+    async def template(
         self, name: AgentName, role: Role, model: str | None, bash_allow: Sequence[str], by: AgentName
     ) -> Commit:
         """A commit of the template on `main`, marked as hived's own. A repository that an earlier, denied
@@ -390,7 +333,7 @@ class Proposing:
         return wire.Proposed(proposal=number, state=row.state)
 
 
-def _description(text: str) -> str:
+def clean_description(text: str) -> str:
     """What a proposer says about a proposal."""
     if len(text) > DESCRIPTION_MAX:
         raise AgentError(

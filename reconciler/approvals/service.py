@@ -14,7 +14,9 @@ from harness import wire
 from reconciler.approvals import patches, views
 from reconciler.approvals.decisions import Decisions, require_operator
 from reconciler.approvals.examination import Examiner
+from reconciler.approvals.own import OwnProposals
 from reconciler.approvals.proposing import Proposing
+from reconciler.approvals.rehearsal import Rehearsal
 from reconciler.approvals.voice import Voice
 from reconciler.config import Config
 from reconciler.control import models as api
@@ -67,6 +69,8 @@ class ApprovalService:
             examiner=self.examiner,
         )
         self._decisions = Decisions(store=store, examiner=self.examiner, proposing=self._proposing, wake=wake)
+        self._own = OwnProposals(store=store, git=git, config=config, proposing=self._proposing)
+        self._rehearsal = Rehearsal(store, self.examiner, self._own, self._decisions)
 
     async def resume(self) -> None:
         """Continue examinations that a crash interrupted, and clear away what it left."""
@@ -120,13 +124,17 @@ class ApprovalService:
     async def propose(self, actor: Actor, request: api.Propose) -> api.Proposal:
         """A commit that is in the agent's repository already."""
         require_operator(actor)
-        return await self.get(await self._proposing.own_commit(actor, request))
+        if request.dry_run:
+            return await self._rehearsal.own_commit(actor, request)
+        return await self.get(await self._own.own_commit(actor, request))
 
     async def new_agent(self, actor: Actor, request: api.NewAgent) -> api.Proposal:
         """A new agent from the template; with `approve`, examined and decided before this returns (a proposal
         that comes out invalid is returned as such)."""
         require_operator(actor)
-        number = await self._proposing.new_agent(actor, request)
+        if request.dry_run:
+            return await self._rehearsal.new_agent(actor, request)
+        number = await self._own.new_agent(actor, request)
         if not request.approve:
             self.examiner.begin(number)
             return await self.get(number)
@@ -138,29 +146,25 @@ class ApprovalService:
 
     async def scan(self, name: AgentName) -> int | None:
         """Propose what was pushed to `main`; the proposal's id, None if there is nothing new."""
-        return await self._proposing.scan(name)
+        return await self._own.scan(name)
 
     async def approve(self, actor: Actor, proposal: int, request: api.Approve) -> api.Proposal:
         """Approve what was shown."""
-        await self._decisions.approve(actor, proposal, request)
-        return await self.get(proposal)
+        return await self._decisions.approve(actor, proposal, request)
 
     async def deny(self, actor: Actor, proposal: int, request: api.Decide) -> api.Proposal:
         """Refuse it, with a note for the proposer."""
-        await self._decisions.deny(actor, proposal, request.note)
-        return await self.get(proposal)
+        return await self._decisions.deny(actor, proposal, request)
 
     async def cancel(self, actor: Actor, proposal: int, request: api.Decide) -> api.Proposal:
         """Take it back."""
-        await self._decisions.cancel(actor, proposal, request.note)
-        return await self.get(proposal)
+        return await self._decisions.cancel(actor, proposal, request)
 
     # ------------------------------------------------------------------------------------------- reading
     async def get(self, proposal: int) -> api.Proposal:
         """One proposal, its meaning against what runs now."""
-        row = await self.examiner.refresh(await proposals.get(self._store.state, proposal))
-        entered = await proposals.progress(self._store.state, [row.id])
-        return views.proposal(row, entered[row.id])
+        await self.examiner.refresh(await proposals.get(self._store.state, proposal))
+        return await views.read(self._store.state, proposal)
 
     async def diff(self, proposal: int, base: str) -> api.Diff:
         """The text diff against `running`, `approved` or `proposal`; against nothing where there is no

@@ -12,6 +12,8 @@ from reconciler.model.estimates import BuildState
 from reconciler.model.instants import stamp, stamp_or_none
 from reconciler.model.states import ProposalState
 from reconciler.model.text import visible
+from reconciler.store import proposals
+from reconciler.store.db import Reader
 from reconciler.store.drafts import Draft
 from reconciler.store.proposals import ProposalRow
 
@@ -65,6 +67,20 @@ def build_progress(state: BuildState | None) -> api.BuildProgress | None:
         elapsed_s=round(state.elapsed_s, 1),
         left_s=None if state.left_s is None else round(state.left_s, 1),
     )
+
+
+async def read(db: Reader, number: int) -> api.Proposal:
+    """A proposal as it stands in `db`, which may be a transaction."""
+    row = await proposals.get(db, number)
+    view = proposal(row, (await proposals.progress(db, [number]))[number])
+    if row.state is not ProposalState.PENDING:
+        return view
+    return view.model_copy(update={"supersedes": await proposals.older_rivals(db, row)})
+
+
+def rehearsed(view: api.Proposal) -> api.Proposal:
+    """A proposal of a dry run: the number it had in there will be somebody else's."""
+    return view.model_copy(update={"id": 0, "tag": ""})
 
 
 def changes_json(changes: Sequence[Change]) -> str:

@@ -75,8 +75,8 @@ class MessageBroker:
     async def messages(self, *, agent: str | None, before: int | None, limit: int) -> api.MessageList:
         return await self._sending.page(agent=agent, before=before, limit=limit)
 
-    async def mark_read(self, actor: Actor, message: int) -> api.Message:
-        return await self._sending.mark_read(actor, message)
+    async def mark_read(self, actor: Actor, message: int, *, dry_run: bool = False) -> api.Message:
+        return await self._sending.mark_read(actor, message, dry_run=dry_run)
 
     async def questions(self) -> api.QuestionList:
         return await self._questions.page()
@@ -84,8 +84,8 @@ class MessageBroker:
     async def answer(self, actor: Actor, question: int, request: api.Answer) -> api.Question:
         return await self._questions.answer(actor, question, request)
 
-    async def cancel_question(self, actor: Actor, question: int) -> api.Question:
-        return await self._questions.cancel(actor, question)
+    async def cancel_question(self, actor: Actor, question: int, *, dry_run: bool = False) -> api.Question:
+        return await self._questions.cancel(actor, question, dry_run=dry_run)
 
     async def transcript(
         self, agent: str, *, before: int | None, after: int | None, limit: int

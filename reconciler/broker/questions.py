@@ -67,17 +67,17 @@ class Questions:
         """Answer an open question; the agent is woken."""
         must_be_operator(actor)
         text = checked_body(request.text, OperatorError)
-        async with self._core.store.state.transaction() as tx:
+        async with self._core.store.state.transaction(dry_run=request.dry_run) as tx:
             row = await self._open(tx, question)
             await questions.close(tx, row, "answered", answer=text, by=actor.name)
             await self._reply(tx, row, OPERATOR, text)
             await tx.audit(actor.name, "question.answer", row["agent"], question=question)
             return await self._view(tx, question)
 
-    async def cancel(self, actor: Actor, question: int) -> api.Question:
+    async def cancel(self, actor: Actor, question: int, *, dry_run: bool = False) -> api.Question:
         """End an open question without an answer; the agent is told."""
         must_be_operator(actor)
-        async with self._core.store.state.transaction() as tx:
+        async with self._core.store.state.transaction(dry_run=dry_run) as tx:
             row = await self._open(tx, question)
             await questions.close(tx, row, "cancelled", by=actor.name)
             await self._reply(tx, row, SYSTEM, "(the operator cancelled the question)")

@@ -95,7 +95,7 @@ class Sending:
         answered."""
         must_be_operator(actor)
         body = checked_body(request.body, OperatorError)
-        async with self._core.store.state.transaction() as tx:
+        async with self._core.store.state.transaction(dry_run=request.dry_run) as tx:
             known = await messages.with_key(tx, OPERATOR, request.key) if request.key else []
             if known:
                 if not _is_repeat(known, request.to, body):
@@ -117,7 +117,8 @@ class Sending:
             self._ring_after(tx, *names)
             row = await messages.get(tx, ids[0])
         assert row is not None, "it was written in this transaction"
-        return views.message(row)
+        view = views.message(row)
+        return view.model_copy(update={"id": 0}) if request.dry_run else view
 
     async def notify(
         self, agent: AgentName, body: str, *, kind: str = "event", urgent: bool = False, key: str
@@ -137,10 +138,10 @@ class Sending:
         following = rows[-1]["id"] if len(rows) == limit else None
         return api.MessageList(items=[views.message(row) for row in rows], next=following)
 
-    async def mark_read(self, actor: Actor, message: int) -> api.Message:
+    async def mark_read(self, actor: Actor, message: int, *, dry_run: bool = False) -> api.Message:
         """The operator has seen a message that was for them."""
         must_be_operator(actor)
-        async with self._core.store.state.transaction() as tx:
+        async with self._core.store.state.transaction(dry_run=dry_run) as tx:
             row = await messages.get(tx, message)
             if row is None:
                 raise OperatorError(f"there is no message {message}", code="not-found")

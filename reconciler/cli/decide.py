@@ -7,7 +7,7 @@ from argparse import Namespace
 from reconciler.cli.api import Hive, Json
 from reconciler.cli.console import RISK_COLOURS, Console, ago, cell
 from reconciler.cli.failure import Exit, Failure
-from reconciler.cli.follow import examined, outcome_of, unless_moved, watch
+from reconciler.cli.follow import examined, outcome_of, rehearsed, unless_moved, watch
 
 
 def proposals(options: Namespace, console: Console) -> int:
@@ -54,8 +54,14 @@ def show(proposal: Json, console: Console) -> None:
         ("files", ", ".join(proposal["files"])),
         ("state files", ", ".join(proposal["staged_files"])),
         ("generation", proposal["generation"]),
+        ("supersedes", ", ".join(map(str, proposal["supersedes"]))),
     ])  # fmt: skip
     console.say()
+    changes(proposal, console)
+
+
+def changes(proposal: Json, console: Console) -> None:
+    """Its settings before and after, with their risk."""
     rows = [
         [
             cell(change["option"]),
@@ -98,7 +104,11 @@ def propose(options: Namespace, console: Console) -> int:
         raise Failure("propose: --wait needs --approve", code="usage", status=Exit.USAGE)
     hive = Hive()
     body: Json = {"agent": options.agent, "commit": options.commit, "description": options.description}
-    made = hive.post("/proposals", body)
+    made = hive.post("/proposals", body | {"dry_run": options.dry_run})
+    if options.dry_run:
+        if not options.json:
+            changes(made, console)
+        return rehearsed(made, console)
     if options.approve:
         return _approve(hive, examined(hive, made["id"]), options, console)
     if options.json:
@@ -122,6 +132,9 @@ def _approve(hive: Hive, proposal: Json, options: Namespace, console: Console) -
     if state != "pending":
         hint = "its examination goes on: try again" if state == "examining" else f"`hive proposals {number}`"
         raise Failure(f"proposal {number} is {state}: there is nothing to approve", hint, code="conflict")
+    if options.dry_run:
+        trial = {"digest": proposal["digest"], "note": options.note, "now": options.now, "dry_run": True}
+        return rehearsed(hive.post(f"/proposals/{number}/approve", trial), console)
     if not options.yes and not console.ask(f"Approve and build proposal {number}?"):
         console.say(f"proposal {number} was not approved: it goes on waiting")
         return Exit.WAITS
@@ -150,9 +163,12 @@ def cancel(options: Namespace, console: Console) -> int:
 
 
 def _decide(verb: str, options: Namespace, console: Console) -> int:
-    found = Hive().post(f"/proposals/{options.id}/{verb}", {"note": options.note})
+    body: Json = {"note": options.note, "dry_run": options.dry_run}
+    found = Hive().post(f"/proposals/{options.id}/{verb}", body)
     if options.json:
         console.document(found)
+    elif options.dry_run:
+        console.say(f"proposal {found['id']} for {found['agent']} would be {found['state']}")
     else:
         console.say(f"proposal {found['id']} for {found['agent']} is {found['state']}")
     return Exit.DONE

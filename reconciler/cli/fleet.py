@@ -10,7 +10,7 @@ from typing import Any
 from reconciler.cli.api import Hive, Json, segment
 from reconciler.cli.console import Console, ago, cell, clock, state_cell, thousands, usd
 from reconciler.cli.failure import Exit, Failure
-from reconciler.cli.follow import outcome_of, watch
+from reconciler.cli.follow import once, outcome_of, rehearsed, watch
 
 FOLLOW_PAUSE_S = 0.3
 _ENDS = {"invalid", "denied", "superseded", "cancelled", "failed"}
@@ -148,7 +148,11 @@ def new(options: Namespace, console: Console) -> int:
         raise Failure("new: --wait needs --approve", code="usage", status=Exit.USAGE)
     body: Json = {"name": options.agent, "role": options.role, "description": options.description}
     body |= {"model": options.model, "bash_allow": options.allow, "approve": options.approve}
-    made = hive.post("/agents", body)
+    body |= {"dry_run": options.dry_run}
+    # The same request again finds its own proposal.
+    made = once(lambda: hive.post("/agents", body))
+    if options.dry_run:
+        return rehearsed(made, console)
     if options.approve and options.wait:
         made = watch(hive, made["id"], console)
         return outcome_of(made, console)
@@ -171,7 +175,9 @@ def _act(verb: str, options: Namespace, console: Console) -> int:
     if options.json:
         console.document(found)
     elif options.dry_run:
-        console.say(f"would {verb} {found['name']}: it is {found['state']}, desired {found['desired']}")
+        console.say(
+            f"would {verb} {found['name']}: it is {found['state']} now, then desired {found['desired']}"
+        )
     else:
         console.say(f"{verb}: {found['name']} is {found['state']}, desired {found['desired']}")
     return Exit.DONE
@@ -218,12 +224,13 @@ def model(options: Namespace, console: Console) -> int:
     if options.model is None and not options.default:
         found = hive.get(path)
     else:
-        found = hive.post(f"{path}/model", {"model": options.model})
+        found = hive.post(f"{path}/model", {"model": options.model, "dry_run": options.dry_run})
     if options.json:
         console.document(found)
         return Exit.DONE
     active, queued = found["model"]["active"] or "none yet", found["model"]["queued"]
-    console.say(f"{found['name']}: {active}" + (f", {queued} from the next turn on" if queued else ""))
+    would = "would set " if options.dry_run and (options.model or options.default) else ""
+    console.say(f"{would}{found['name']}: {active}" + (f", {queued} from the next turn on" if queued else ""))
     return Exit.DONE
 
 

@@ -90,6 +90,23 @@ def building(progress: Json | None) -> str:
     return " · ".join(parts)
 
 
+def rehearsed(proposal: Json, console: Console) -> int:
+    """Say what a dry run found about a proposal that was not made; its exit status."""
+    if console.as_json:
+        console.document(proposal)
+    state, agent = proposal["state"], proposal["agent"]
+    known = f"proposal {proposal['id']}" if proposal["id"] else "the proposal"
+    if state == "invalid":
+        if console.as_json:
+            return Exit.FAILED
+        raise Failure(f"{known} for {agent} would be invalid: {proposal['error']}")
+    if not console.as_json:
+        console.say(f"{known} for {agent} would be {state}, risk {proposal['risk'] or 'not known'}")
+        for number in proposal["supersedes"]:
+            console.say(f"it would supersede proposal {number}")
+    return Exit.DONE
+
+
 def outcome_of(proposal: Json, console: Console) -> int:
     """Print an ended proposal and exit by its end state."""
     if console.as_json:

@@ -111,9 +111,13 @@ def spending(options: Namespace, console: Console) -> int:
 
 def login(options: Namespace, console: Console) -> int:
     """`hive login`"""
-    made = Hive().post("/login-links", {"user": options.user, "role": options.role})
+    body: Json = {"user": options.user, "role": options.role, "dry_run": options.dry_run}
+    made = Hive().post("/login-links", body)
     if options.json:
         console.document(made)
+        return Exit.DONE
+    if options.dry_run:
+        console.say(f"would make a link that logs {made['user']} in, once")
         return Exit.DONE
     minutes = made["expires_in_s"] // 60
     console.say(made["url"])

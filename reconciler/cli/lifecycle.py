@@ -54,7 +54,9 @@ def rollback(options: Namespace, console: Console) -> int:
         if options.json:
             console.document(made)
         else:
-            console.say(f"would go back to generation {made['generation']}, commit {made['commit'][:12]}")
+            console.say(f"would go back to generation {made['rollback_of']}, commit {made['commit'][:12]}")
+            for number in made["supersedes"]:
+                console.say(f"it would supersede proposal {number}")
         return Exit.DONE
     if options.wait:
         return outcome_of(watch(hive, made["id"], console), console)

@@ -31,11 +31,13 @@ def send(options: Namespace, console: Console) -> int:
     """`hive send TO TEXT`"""
     hive = Hive()
     body: Json = {"to": options.to, "body": _text(options), "in_reply_to": options.reply_to}
-    body["key"] = secrets.token_hex(16)
+    body |= {"key": secrets.token_hex(16), "dry_run": options.dry_run}
     sent = once(lambda: hive.post("/messages", body))
-    if not options.wait:
+    if not options.wait or options.dry_run:
         if options.json:
             console.document(sent)
+        elif options.dry_run:
+            console.say(f"would send it to {sent['to']}")
         else:
             console.say(f"message {sent['id']} to {sent['to']}")
         return Exit.DONE
@@ -76,9 +78,10 @@ def messages(options: Namespace, console: Console) -> int:
     """`hive messages`"""
     hive = Hive()
     if options.mark_read is not None:
-        found = hive.post(f"/messages/{options.mark_read}/read")
-        console.document(found) if options.json else console.say(f"message {found['id']} is {found['state']}")
-        return Exit.DONE
+        found = hive.post(f"/messages/{options.mark_read}/read", {"dry_run": options.dry_run})
+        return _became("message", found, options, console)
+    if options.dry_run:
+        raise Failure("messages: --dry-run needs --mark-read", code="usage", status=Exit.USAGE)
     found = hive.get("/messages", agent=options.agent, before=options.before, limit=options.limit)
     if options.json:
         console.document(found)
@@ -132,13 +135,20 @@ def questions(options: Namespace, console: Console) -> int:
 
 def answer(options: Namespace, console: Console) -> int:
     """`hive answer ID TEXT`"""
-    found = Hive().post(f"/questions/{options.id}/answer", {"text": _text(options)})
-    console.document(found) if options.json else console.say(f"question {found['id']} is {found['state']}")
-    return Exit.DONE
+    body: Json = {"text": _text(options), "dry_run": options.dry_run}
+    return _became("question", Hive().post(f"/questions/{options.id}/answer", body), options, console)
 
 
 def cancel_question(options: Namespace, console: Console) -> int:
     """`hive cancel-question ID`"""
-    found = Hive().post(f"/questions/{options.id}/cancel")
-    console.document(found) if options.json else console.say(f"question {found['id']} is {found['state']}")
+    found = Hive().post(f"/questions/{options.id}/cancel", {"dry_run": options.dry_run})
+    return _became("question", found, options, console)
+
+
+def _became(what: str, found: Json, options: Namespace, console: Console) -> int:
+    """Say which state it has now, or would have."""
+    if options.json:
+        console.document(found)
+    else:
+        console.say(f"{what} {found['id']} {'would be' if options.dry_run else 'is'} {found['state']}")
     return Exit.DONE

@@ -100,6 +100,7 @@ _AGENTS = (
             option("--description", about="what it is for", default=""),
             switch("--approve", about="decide it at once: it is your own request"),
             _WAIT,
+            _DRY_RUN,
         ),
         (
             (
@@ -195,6 +196,7 @@ _AGENTS = (
             _AGENT,
             positional("model", "the model from the next turn on", nargs="?"),
             switch("--default", about="take the override away: back to the spec's model"),
+            _DRY_RUN,
         ),
         (
             ("hive model smith opus", "from the next turn on"),
@@ -278,6 +280,7 @@ _PROPOSALS = (
             _YES,
             _NOW,
             _WAIT,
+            _DRY_RUN,
         ),
         (("hive propose smith $(git rev-parse HEAD)", "after a push to the hive's repository of smith"),),
         "Without --approve the exit status is 3: it waits for an approval.",
@@ -287,7 +290,7 @@ _PROPOSALS = (
         "Proposals",
         "Approve exactly what is shown.",
         "decide:approve",
-        (_ID, _NOW, _NOTE, _YES, _WAIT),
+        (_ID, _NOW, _NOTE, _YES, _WAIT, _DRY_RUN),
         (("hive approve 4 --wait", "shows the changes, asks, and follows the build"),),
         "Shows the settings before and after with their risk, asks on a terminal, and binds the approval to "
         "what was shown: if the proposal has changed meanwhile, nothing happens.",
@@ -297,7 +300,7 @@ _PROPOSALS = (
         "Proposals",
         "Deny a proposal; the note reaches the proposer.",
         "decide:deny",
-        (_ID, _NOTE),
+        (_ID, _NOTE, _DRY_RUN),
         (("hive deny 4 --note 'haiku is enough for this'", "the agent reads the note"),),
     ),
     Verb(
@@ -305,7 +308,7 @@ _PROPOSALS = (
         "Proposals",
         "Take a proposal back before it is activated.",
         "decide:cancel",
-        (_ID, _NOTE),
+        (_ID, _NOTE, _DRY_RUN),
     ),
     Verb("drafts", "Proposals", "List new agents that the manager is drafting.", "decide:drafts"),
 )
@@ -328,6 +331,7 @@ _TALK = (
                 default=600,
                 metavar="SECONDS",
             ),
+            _DRY_RUN,
         ),
         (
             ("hive send scout 'what is in your repository?' --wait", "prints scout's answer"),
@@ -345,6 +349,7 @@ _TALK = (
             _limit("messages", 20),
             switch("--full", about="print whole messages"),
             option("--mark-read", about="mark this message to you as read instead", type=whole, metavar="ID"),
+            switch("--dry-run", about="with --mark-read: say what would be done and do nothing"),
         ),
     ),
     Verb("questions", "Messages", "List the agents' questions, open ones first.", "talk:questions"),
@@ -356,6 +361,7 @@ _TALK = (
         (
             positional("id", "the question's number", type=whole),
             positional("text", "the answer; without it, or as '-', standard input", nargs="*"),
+            _DRY_RUN,
         ),
     ),
     Verb(
@@ -363,7 +369,7 @@ _TALK = (
         "Messages",
         "Cancel a question; the agent is told.",
         "talk:cancel_question",
-        (positional("id", "the question's number", type=whole),),
+        (positional("id", "the question's number", type=whole), _DRY_RUN),
     ),
 )
 
@@ -381,6 +387,7 @@ _HOST = (
                 choices=("viewer", "operator"),
                 default="operator",
             ),
+            _DRY_RUN,
         ),
     ),
     Verb("users", "People and host", "List people who may log in.", "history:users"),

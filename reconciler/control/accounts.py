@@ -45,7 +45,7 @@ class AccountService:
         if actor.role is not UserRole.OPERATOR:
             raise OperatorError("a viewer may not make login links", code="forbidden")
         token = secrets.token_urlsafe(32)
-        async with self._store.state.transaction() as tx:
+        async with self._store.state.transaction(dry_run=request.dry_run) as tx:
             user = await sql.user(tx, request.user)
             if user is None:
                 await sql.add_user(tx, request.user, request.role)
@@ -64,6 +64,8 @@ class AccountService:
                 )
             await sql.add_token(tx, _hash(token), request.user, tx.now + micros(TOKEN_S))
             await tx.audit(actor.name, "login.link", request.user)
+        if request.dry_run:
+            return api.LoginLink(token="", url="", user=request.user, expires_in_s=TOKEN_S)
         return api.LoginLink(
             token=token,
             url=f"http://localhost:{self._ui_port}/login/{token}",

@@ -197,7 +197,7 @@ class ControlClient:
         return await self._post(api.Question, f"/questions/{question}/answer", request)
 
     async def cancel_question(self, question: int) -> api.Question:
-        return await self._post(api.Question, f"/questions/{question}/cancel", api.Answer())
+        return await self._post(api.Question, f"/questions/{question}/cancel")
 
     async def login_link(self, request: api.NewLoginLink) -> api.LoginLink:
         return await self._post(api.LoginLink, "/login-links", request)

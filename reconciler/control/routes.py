@@ -186,8 +186,9 @@ _TALK_ROUTES = (
         "/v1/messages/{id}/read",
         "Mark a message to the operator as read.",
         api.Message,
-        lambda c: c.services.broker.mark_read(c.actor, c.id),
+        lambda c: c.services.broker.mark_read(c.actor, c.id, dry_run=c.body(api.Write).dry_run),
         OPERATOR,
+        api.Write,
     ),
     Route(
         "GET",
@@ -210,9 +211,9 @@ _TALK_ROUTES = (
         "/v1/questions/{id}/cancel",
         "Cancel a question; the agent is told.",
         api.Question,
-        lambda c: c.services.broker.cancel_question(c.actor, c.id),
+        lambda c: c.services.broker.cancel_question(c.actor, c.id, dry_run=c.body(api.Write).dry_run),
         OPERATOR,
-        api.Answer,
+        api.Write,
     ),
 )
 

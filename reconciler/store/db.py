@@ -2,7 +2,8 @@
 
 The only way to write is `async with store.state.transaction() as tx`: it holds the file's write lock, begins
 IMMEDIATE, and commits shielded from cancellation. What must happen after a commit outside this file goes
-into the outbox with `tx.emit`; what this process must know of the commit hangs on `tx.after_commit`.
+into the outbox with `tx.emit`; what this process must know of the commit hangs on `tx.after_commit`. A dry
+run is the same transaction, rolled back at its end.
 """
 
 from __future__ import annotations
@@ -223,8 +224,12 @@ class Database:
         return cls(path, writer, readers, now)
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Tx]:
+    async def transaction(self, *, dry_run: bool = False) -> AsyncIterator[Tx]:
         """The write transaction; commits at the end, rolls back on an exception.
+
+        With `dry_run` it is rolled back at its end, too, and returns normally: all checks and statements were
+        made, nothing of them stays (no row, no id, no event), and no `after_commit` is called. The caller
+        makes its answer from `tx` and leaves away what it does outside of the database.
 
         A cancelled caller leaves it either rolled back (cancelled in the body) or committed (cancelled during
         the commit), never open: what was begun runs to its end before the lock is given up.
@@ -239,7 +244,7 @@ class Database:
             except BaseException:
                 await _finish(self._roll_back(tx))
                 raise
-            await _finish(self._commit(tx))
+            await _finish(self._roll_back(tx) if dry_run else self._commit(tx))
 
     async def _commit(self, tx: Tx) -> None:
         try:

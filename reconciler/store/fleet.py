@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from reconciler.errors import OperatorError
 from reconciler.model.states import Desired
 from reconciler.store import agents as agent_rows
-from reconciler.store.db import Database, Row, Tx
+from reconciler.store.db import Database, Reader, Row, Tx
 
 # The newest turn is looked for in each state apart: the index knows the last of each, whatever their number.
 _MORE = """, g.commit_id, g.spec,
@@ -29,7 +29,7 @@ async def agents(db: Database) -> Sequence[Row]:
     return await db.all(_AGENT + " WHERE a.desired <> 'destroyed' ORDER BY a.name")
 
 
-async def agent(db: Database, name: str) -> Row:
+async def agent(db: Reader, name: str) -> Row:
     """One agent, destroyed or not; `OperatorError` code `not-found`."""
     row = await db.one(_AGENT + " WHERE a.name = ?", name)
     if row is None:

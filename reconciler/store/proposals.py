@@ -194,6 +194,17 @@ async def open_spawn(db: Reader, agent: AgentName) -> ProposalRow | None:
     return _proposal(row) if row is not None else None
 
 
+async def maker_of_new(db: Reader, agent: AgentName, proposal: int) -> str | None:
+    """Which operator asked for that new agent; None if it was no operator."""
+    row = await db.one(
+        "SELECT actor FROM audit WHERE action = 'agent.new' AND target = ? "
+        "AND json_extract(data, '$.proposal') = ? ORDER BY id DESC LIMIT 1",
+        f"agent:{agent}",
+        proposal,
+    )
+    return None if row is None else str(row["actor"])
+
+
 async def load_of(db: Reader, requested_by: str, since: int) -> tuple[int, int]:
     """How many unfinished proposals somebody has, and how many they made since an instant."""
     row = await db.one(
@@ -361,11 +372,11 @@ async def tell(tx: Tx, proposal: ProposalRow, state: ProposalState, text: str) -
     await outbox.put(tx, "notify", {"agent": proposal.requested_by, "body": body, "key": key})
 
 
-async def older_rivals(tx: Tx, proposal: ProposalRow) -> list[int]:
+async def older_rivals(db: Reader, proposal: ProposalRow) -> list[int]:
     """Ids of earlier proposals for the agent that an approval of this one makes pointless."""
-    rows = await tx.all(
+    rows = await db.all(
         "SELECT id FROM proposals WHERE agent = ? AND id < ? "
-        "AND state IN ('pending', 'approved', 'building')",
+        "AND state IN ('pending', 'approved', 'building') ORDER BY id",
         proposal.agent,
         proposal.id,
     )

@@ -254,7 +254,7 @@ async def test_wrong_requests_are_told_what_is_wrong_and_where(control: Api, ser
         ("GET", "/v1/nothing", None, 404, "not-found", "there is no GET /v1/nothing"),
         ("DELETE", "/v1/agents/scout", None, 405, "wrong-method", "there is no DELETE"),
         ("GET", "/v1/agents/scout/stop", None, 405, "wrong-method", "there is no GET"),
-        ("POST", "/v1/messages/1/read", {"x": 1}, 400, "invalid", "takes no body"),
+        ("POST", "/v1/agents/scout/attachments", {"x": 1}, 400, "invalid", "takes no body"),
     ]
     for method, path, body, status, code, words in cases:
         answer = await control.call(method, path, body)

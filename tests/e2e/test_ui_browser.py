@@ -216,7 +216,9 @@ async def test_the_prompt_line_knows_its_commands(opened: Opened) -> None:
         await prompt.fill("/clear")
         await prompt.press("Enter")
         await expect(page.locator("#transcript li")).to_have_count(0)
-        assert watched.fake.calls == [("POST", "/v1/agents/hm1nd/model", {"model": "haiku"})]
+        assert watched.fake.calls == [
+            ("POST", "/v1/agents/hm1nd/model", {"model": "haiku", "dry_run": False})
+        ]
 
 
 async def test_the_transcript_grows_live_and_a_result_joins_its_call(opened: Opened) -> None:
@@ -310,7 +312,7 @@ async def test_denying_by_keyboard_begins_with_the_note(opened: Opened) -> None:
         assert watched.fake.calls == []
         await page.locator("#deny").click()
         await expect(page.locator("#decision")).to_contain_text("denied")
-        assert watched.fake.calls[0][2] == {"note": "adj [] not the shell"}
+        assert watched.fake.calls[0][2] == {"dry_run": False, "note": "adj [] not the shell"}
 
 
 async def test_another_browsers_decision_takes_the_buttons_away(opened: Opened) -> None:

@@ -198,8 +198,8 @@ class FakeBroker:
         found = [m for m in reversed(self.stored) if before is None or m.id < before]
         return api.MessageList(items=[m for m in found if agent is None or agent in {m.sender, m.to}][:limit])
 
-    async def mark_read(self, actor: Actor, message: int) -> api.Message:
-        self._note("mark_read", actor, message)
+    async def mark_read(self, actor: Actor, message: int, *, dry_run: bool = False) -> api.Message:
+        self._note("mark_read", actor, message, dry_run)
         for stored in self.stored:
             if stored.id == message:
                 return stored.model_copy(update={"state": MessageState.READ})
@@ -214,8 +214,8 @@ class FakeBroker:
             raise _missing("question", question)
         return self.open_questions[question].model_copy(update={"state": "answered", "answer": request.text})
 
-    async def cancel_question(self, actor: Actor, question: int) -> api.Question:
-        self._note("cancel_question", actor, question)
+    async def cancel_question(self, actor: Actor, question: int, *, dry_run: bool = False) -> api.Question:
+        self._note("cancel_question", actor, question, dry_run)
         if question not in self.open_questions:
             raise _missing("question", question)
         return self.open_questions[question].model_copy(update={"state": "cancelled"})

@@ -85,7 +85,11 @@ async def test_writes_carry_their_body_and_the_session(client: ControlClient, fa
     await client.send(api.NewMessage(to="scout", body="hello"))
     await client.act("scout", "stop", api.Act(note="for the night"))
     assert fake.calls == [
-        ("POST", "/v1/messages", {"to": "scout", "body": "hello", "in_reply_to": None, "key": None}),
+        (
+            "POST",
+            "/v1/messages",
+            {"to": "scout", "body": "hello", "in_reply_to": None, "key": None, "dry_run": False},
+        ),
         ("POST", "/v1/agents/scout/stop", {"dry_run": False, "note": "for the night"}),
     ]
 

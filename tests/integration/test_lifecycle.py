@@ -113,7 +113,9 @@ async def test_while_the_hive_is_held_no_agent_is_released_alone(world: World) -
 
 async def test_a_dry_run_changes_nothing_and_a_viewer_may_not(world: World) -> None:
     await world.agent("scout")
-    assert (await world.service.hold(OPERATOR, "scout", api.Act(dry_run=True))).items == []
+    would = await world.service.hold(OPERATOR, "scout", api.Act(dry_run=True))
+    assert [hold.scope for hold in would.items] == ["scout"]
+    assert (await world.service.holds()).items == []
     assert world.woken == []
     for act in (world.service.hold, world.service.release):
         with pytest.raises(OperatorError) as refused:

@@ -37,7 +37,7 @@ async def test_approving_sends_the_digest_that_was_shown(browser: Browser) -> No
     form = CSRF | {"digest": digest(browser), "note": " good \r\nwork "}
     answer = await browser.post("/approvals/12/approve", form)
     assert (answer.status, answer.headers["Location"]) == (303, "/approvals/12")
-    body = {"digest": digest(browser), "note": "good \nwork", "now": False}
+    body = {"digest": digest(browser), "note": "good \nwork", "now": False, "dry_run": False}
     assert browser.ui.fake.calls == [("POST", "/v1/proposals/12/approve", body)]
 
 
@@ -68,7 +68,9 @@ async def test_denying_carries_the_note(browser: Browser) -> None:
         "/approvals/12/deny", CSRF | {"note": "name the commands", "digest": "whatever"}
     )
     assert answer.headers["Location"] == "/approvals/12?done=denied"
-    assert browser.ui.fake.calls == [("POST", "/v1/proposals/12/deny", {"note": "name the commands"})]
+    assert browser.ui.fake.calls == [
+        ("POST", "/v1/proposals/12/deny", {"note": "name the commands", "dry_run": False})
+    ]
     text = await (await browser.get("/approvals/12?done=denied")).text()
     assert "name the commands" in text
     assert "Denied. The proposer gets your note." in text
@@ -91,7 +93,7 @@ async def test_a_made_up_done_code_shows_nothing(browser: Browser) -> None:
 async def test_a_message_is_sent_as_typed(browser: Browser) -> None:
     body = "  first\r\n\r\nsecond <b>  "
     await browser.post("/messages", CSRF | {"to": "scout", "body": body, "re": "7"})
-    sent = {"to": "scout", "body": "  first\n\nsecond <b>  ", "in_reply_to": 7, "key": None}
+    sent = {"to": "scout", "body": "  first\n\nsecond <b>  ", "in_reply_to": 7, "key": None, "dry_run": False}
     assert browser.ui.fake.calls == [("POST", "/v1/messages", sent)]
 
 
@@ -117,13 +119,22 @@ async def test_a_message_to_nobody_or_without_a_word_is_not_sent(
     [
         (
             "hello\nthere",
-            ("/v1/messages", {"to": "scout", "body": "hello\nthere", "in_reply_to": None, "key": None}),
+            (
+                "/v1/messages",
+                {"to": "scout", "body": "hello\nthere", "in_reply_to": None, "key": None, "dry_run": False},
+            ),
         ),
-        ("//x", ("/v1/messages", {"to": "scout", "body": "/x", "in_reply_to": None, "key": None})),
+        (
+            "//x",
+            (
+                "/v1/messages",
+                {"to": "scout", "body": "/x", "in_reply_to": None, "key": None, "dry_run": False},
+            ),
+        ),
         ("/cancel", ("/v1/agents/scout/cancel", {"dry_run": False, "note": ""})),
         ("/restart", ("/v1/agents/scout/restart", {"dry_run": False, "note": ""})),
-        ("/model opus", ("/v1/agents/scout/model", {"model": "opus"})),
-        ("/model", ("/v1/agents/scout/model", {"model": None})),
+        ("/model opus", ("/v1/agents/scout/model", {"model": "opus", "dry_run": False})),
+        ("/model", ("/v1/agents/scout/model", {"model": None, "dry_run": False})),
     ],
 )
 async def test_the_prompt_line_sends_or_commands(
@@ -157,7 +168,7 @@ async def test_there_is_no_button_for_other_verbs(browser: Browser, verb: str) -
 async def test_the_picker_sets_the_model_and_takes_it_back(browser: Browser) -> None:
     await browser.post("/agents/scout/model", CSRF | {"model": "opus"})
     await browser.post("/agents/scout/model", CSRF | {"model": ""})
-    assert [call[2] for call in browser.ui.fake.calls] == [{"model": "opus"}, {"model": None}]
+    assert [call[2]["model"] for call in browser.ui.fake.calls] == ["opus", None]
 
 
 async def test_an_answer_joins_chosen_options_and_words(browser: Browser) -> None:
@@ -169,7 +180,9 @@ async def test_an_answer_joins_chosen_options_and_words(browser: Browser) -> Non
         allow_redirects=False,
     )
     assert answer.status == 303
-    assert browser.ui.fake.calls == [("POST", "/v1/questions/1/answer", {"text": "a\nb\nand c"})]
+    assert browser.ui.fake.calls == [
+        ("POST", "/v1/questions/1/answer", {"text": "a\nb\nand c", "dry_run": False})
+    ]
 
 
 @pytest.mark.parametrize("form", [{}, {"text": "  "}, {"text": "x" * 8001}])

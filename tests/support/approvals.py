@@ -131,24 +131,7 @@ class World:
 
     async def deploy(self, proposal: int) -> None:
         """What passes do with an approved proposal."""
-        row = await self.store.state.one("SELECT agent FROM proposals WHERE id = ?", proposal)
-        assert row is not None
-        name = AgentName(row["agent"])
-        for step in ("build", "activate", "confirm"):
-            facts = await deployments.read(self.store.state, name, building=False)
-            assert facts is not None
-            candidate = facts.candidate
-            assert candidate is not None
-            assert candidate.proposal == proposal
-            async with self.store.state.transaction() as tx:
-                if step == "build":
-                    await deployments.begin_build(tx, candidate)
-                    await deployments.set_built(tx, proposal, f"/nix/store/{proposal}")
-                elif step == "activate":
-                    number = await deployments.next_generation(self.store.state, name)
-                    await deployments.activate(tx, candidate, number, "")
-                else:
-                    await deployments.confirm(tx, candidate)
+        await deploy(self.store, proposal)
 
     # ------------------------------------------------------------------------------------------- proposing
     async def bundle(self, name: AgentName, changes: Mapping[str, str]) -> tuple[Path, Commit]:
@@ -207,3 +190,25 @@ def agent_nix(**options: str) -> str:
     """An `agent.nix` of options given as Nix text (`bash_allow` for `bash.allow`)."""
     lines = "".join(f"    {key.replace('_', '.')} = {value};\n" for key, value in options.items())
     return "{ ... }:\n{\n  hyperhive = {\n" + lines + "  };\n}\n"
+
+
+async def deploy(store: Store, proposal: int) -> None:
+    """What passes do with an approved proposal, in the rows."""
+    row = await store.state.one("SELECT agent FROM proposals WHERE id = ?", proposal)
+    assert row is not None
+    name = AgentName(row["agent"])
+    for step in ("build", "activate", "confirm"):
+        facts = await deployments.read(store.state, name, building=False)
+        assert facts is not None
+        candidate = facts.candidate
+        assert candidate is not None
+        assert candidate.proposal == proposal
+        async with store.state.transaction() as tx:
+            if step == "build":
+                await deployments.begin_build(tx, candidate)
+                await deployments.set_built(tx, proposal, f"/nix/store/{proposal}")
+            elif step == "activate":
+                number = await deployments.next_generation(store.state, name)
+                await deployments.activate(tx, candidate, number, "")
+            else:
+                await deployments.confirm(tx, candidate)

@@ -24,7 +24,7 @@ Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`.
 | GET /v1/agents/{name}/logs?lines | - | LogLines | viewer |
 | GET /v1/messages?agent&before&limit | - | MessageList | viewer |
 | POST /v1/messages | NewMessage | Message | operator |
-| POST /v1/messages/{id}/read | - | Message | operator |
+| POST /v1/messages/{id}/read | Write | Message | operator |
 | GET /v1/proposals?state&agent · GET /v1/proposals/{id} | - | ProposalList · Proposal | viewer |
 | POST /v1/proposals | Propose | Proposal | operator |
 | GET /v1/proposals/{id}/diff?base | - | Diff | viewer |
@@ -33,7 +33,7 @@ Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`.
 | POST /v1/proposals/{id}/approve | Approve | Proposal | operator |
 | POST /v1/proposals/{id}/{deny,cancel} | Decide | Proposal | operator |
 | GET /v1/questions | - | QuestionList | viewer |
-| POST /v1/questions/{id}/{answer,cancel} | Answer | Question | operator |
+| POST /v1/questions/{id}/answer · …/cancel | Answer · Write | Question | operator |
 | GET /v1/drafts | - | DraftList | viewer |
 | GET /v1/events?after&agent&kind&limit | - | EventList | viewer |
 | GET /v1/stream (SSE, Last-Event-ID) | - | text/event-stream of Event | viewer |

@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from reconciler.control.models.base import Model
+from reconciler.control.models.base import Model, Write
 from reconciler.model.states import UserRole
 
 
-class NewLoginLink(Model):
+class NewLoginLink(Write):
     """A one-time login link for `user` (made if new)."""
 
     user: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,30}$")] = "operator"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from reconciler.control.models.base import Model
+from reconciler.control.models.base import Model, Write
 from reconciler.model.states import AgentState, Desired, Role
 
 
@@ -68,7 +68,7 @@ class AgentList(Model):
     next: str | None = None
 
 
-class NewAgent(Model):
+class NewAgent(Write):
     """A new agent from the template. `approve`: the operator's own request is decided at once."""
 
     name: str
@@ -79,10 +79,9 @@ class NewAgent(Model):
     approve: bool = False
 
 
-class Act(Model):
-    """Body of agent verbs; `dry_run` answers with what would be done and does nothing."""
+class Act(Write):
+    """Body of agent verbs."""
 
-    dry_run: bool = False
     note: Annotated[str, Field(max_length=2000)] = ""
 
 
@@ -151,7 +150,7 @@ class AttachmentList(Model):
     next: str | None = None
 
 
-class SetModel(Model):
+class SetModel(Write):
     """The operator's override of the model; None takes the override away."""
 
     model: str | None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from reconciler.control.models.base import Model
+from reconciler.control.models.base import Model, Write
 from reconciler.model.states import ProposalKind, ProposalState, Risk
 
 
@@ -30,7 +30,9 @@ class Progress(Model):
 
 class Proposal(Model):
     """An immutable commit offered for an agent. `digest` is what an approval binds to: commit, spec and
-    staged state. `rollback_of`: the operator's rollback to that generation."""
+    staged state. `rollback_of`: the operator's rollback to that generation. `supersedes`: the earlier
+    proposals that end with its approval, of one that is pending or was approved in a dry run (lists leave it
+    empty)."""
 
     id: int
     kind: ProposalKind
@@ -53,6 +55,7 @@ class Proposal(Model):
     digest: str | None
     generation: int | None
     rollback_of: int | None = None
+    supersedes: list[int] = Field(default_factory=list)
     progress: list[Progress]
 
 
@@ -63,7 +66,7 @@ class ProposalList(Model):
     next: int | None = None
 
 
-class Propose(Model):
+class Propose(Write):
     """The operator proposes a commit that is already in `repos/<agent>.git`."""
 
     agent: str
@@ -141,7 +144,7 @@ class BuildLog(Model):
     progress: BuildProgress | None = None
 
 
-class Approve(Model):
+class Approve(Write):
     """Approve what was shown: `digest` must equal the proposal's. `now`: do not wait for the end of a
     running turn."""
 
@@ -150,7 +153,7 @@ class Approve(Model):
     now: bool = False
 
 
-class Decide(Model):
+class Decide(Write):
     """Deny or cancel, with a note that reaches the proposer."""
 
     note: Annotated[str, Field(max_length=2000)] = ""

@@ -13,6 +13,13 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Write(Model):
+    """Body of a write. `dry_run`: all checks are made and answered as by the real thing, nothing is written;
+    what would only then exist has the id 0 and no secret."""
+
+    dry_run: bool = False
+
+
 class Done(Model):
     """The request took effect."""
 

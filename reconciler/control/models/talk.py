@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from reconciler.control.models.base import Model
+from reconciler.control.models.base import Model, Write
 from reconciler.model.states import MessageState
 
 
@@ -33,7 +33,7 @@ class MessageList(Model):
     next: int | None = None
 
 
-class NewMessage(Model):
+class NewMessage(Write):
     """The operator's message to an agent, to `manager`, or to `*` (all). With a `key`, sending it again after
     a lost answer changes nothing."""
 
@@ -65,7 +65,7 @@ class QuestionList(Model):
     next: int | None = None
 
 
-class Answer(Model):
+class Answer(Write):
     """The operator's answer: chosen options and/or free text joined in `text`."""
 
     text: Annotated[str, Field(max_length=8000)] = ""
