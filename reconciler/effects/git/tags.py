@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,33 +19,47 @@ TAG = re.compile(r"[a-z0-9][a-z0-9-]{0,40}(/[a-z0-9][a-z0-9-]{0,40})?")
 # A file that changes twice within one tick of the file system's clock looks the same afterwards: what was
 # read that soon after a change is read again (the same as git's own racy index).
 _RACY_NS = 2_000_000_000
+# A file that is overwritten in its place does not change its directory: so often, each of them is looked at.
+_EACH_FILE_S = 60.0
 _LOOSE_MAX = 512
 _OBJECT = re.compile(rb"[0-9a-f]{40}\n?")
 
 Stamp = tuple[tuple[str, int, int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Read:
-    stamp: Stamp
+    """`folders`: stamp of the directories, `files`: of everything, looked at last at `at` (monotonic)."""
+
+    folders: Stamp
+    files: Stamp
+    at: float
     settled: bool
     tags: dict[str, Commit]
 
 
 class Tags:
-    """Tags by repository; `read` costs a `stat` per loose ref when nothing changed since the last one."""
+    """Tags by repository; `read` costs a `stat` per directory of tags when nothing changed since the last."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
         self._known: dict[Path, _Read] = {}
 
     async def read(self, repository: Path) -> dict[str, Commit]:
-        """Tag → commit, peeled. One that is broken, or whose commit is gone, is not there."""
-        stamp = _stamp(repository)
-        known = self._known.get(repository)
-        if known is None or not known.settled or known.stamp != stamp:
-            newest = max((entry[1] for entry in stamp), default=0)
-            known = _Read(stamp, time.time_ns() - newest > _RACY_NS, await _ask(repository))
-            self._known[repository] = known
+        """Tag → commit, peeled. One that is broken, or whose commit is gone, is not there. One whose file
+        was overwritten in its place is seen within a minute."""
+        known, folders, now = self._known.get(repository), _stamp(repository, files=False), self._now()
+        if known is not None and known.settled and known.folders == folders:
+            if now - known.at < _EACH_FILE_S:
+                return dict(known.tags)
+            if known.files == _stamp(repository, files=True):
+                known.at = now
+                return dict(known.tags)
+        files = _stamp(repository, files=True)
+        newest = max((entry[1] for entry in files), default=0)
+        settled = time.time_ns() - newest > _RACY_NS
+        known = _Read(folders, files, now, settled, await _ask(repository))
+        self._known[repository] = known
         return dict(known.tags)
 
     async def write(
@@ -66,7 +80,7 @@ class Tags:
         await git(
             repository, "update-ref", "--no-deref", "--end-of-options", f"refs/tags/{tag}", target, *old
         )
-        if len(_stamp(repository)) > _LOOSE_MAX:
+        if len(_stamp(repository, files=True)) > _LOOSE_MAX:
             await git(repository, "pack-refs", "--all")
 
 
@@ -96,22 +110,25 @@ async def _ask(repository: Path) -> dict[str, Commit]:
     }
 
 
-def _stamp(repository: Path) -> Stamp:
-    """Name, time of change, inode and size of everything that tags are read from."""
-    return tuple(sorted(_entries(repository)))
+def _stamp(repository: Path, *, files: bool) -> Stamp:
+    """Name, time of change, inode and size of what tags are read from: the packed ones, directories and, if
+    asked for, each file."""
+    return tuple(sorted(_entries(str(repository), files=files)))
 
 
-def _entries(repository: Path) -> Iterator[tuple[str, int, int, int]]:
-    with contextlib.suppress(FileNotFoundError):
-        yield _entry("packed-refs", (repository / "packed-refs").stat())
-    folders = [repository / "refs/tags"]
+def _entries(repository: str, *, files: bool) -> Iterator[tuple[str, int, int, int]]:
+    folders = [f"{repository}/refs/tags"]
+    for place in (f"{repository}/packed-refs", *folders):
+        with contextlib.suppress(FileNotFoundError):
+            yield _entry(place, os.stat(place))  # noqa: PTH116 - asked for each agent in each pass
     while folders:
-        folder = folders.pop()
-        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
             for entry in entries:
-                yield _entry(entry.path, entry.stat(follow_symlinks=False))
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(folder / entry.name)
+                is_folder = entry.is_dir(follow_symlinks=False)
+                if is_folder:
+                    folders.append(entry.path)
+                if files or is_folder:
+                    yield _entry(entry.path, entry.stat(follow_symlinks=False))
 
 
 def _entry(name: str, found: os.stat_result) -> tuple[str, int, int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -38,8 +39,8 @@ class Profiles:
     def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
         self._directory = directory
         self._environment = {**environment, "HOME": "/nonexistent"}
-        self._store = Path(environment.get("NIX_STORE_DIR", "/nix/store"))
-        self._roots = Path(environment.get("NIX_STATE_DIR", "/nix/var/nix")) / "gcroots/auto"
+        self._store = environment.get("NIX_STORE_DIR", "/nix/store")
+        self._roots = environment.get("NIX_STATE_DIR", "/nix/var/nix") + "/gcroots/auto"
         self._migrated: set[AgentName] = set()
         self._migrating = asyncio.Lock()
 
@@ -61,7 +62,8 @@ class Profiles:
 
     async def select(self, name: AgentName, number: int) -> None:
         """Point the profile to a pinned generation; `PermanentError` if it is not pinned."""
-        if number not in await self.pinned(name):
+        await self._migrate(name)
+        if self._target_of(self._link(name, number)) is None:
             raise PermanentError(
                 f"cannot select generation {number} of {name}: it is not pinned in the store",
                 hint="run `hive doctor`",
@@ -74,8 +76,9 @@ class Profiles:
         found = _GENERATION.fullmatch(Path(target).name) if target is not None else None
         if target is None or found is None or Path(target).parent not in (Path(), self._of(name)):
             return None
+        await self._migrate(name)
         number = int(found[1])
-        return number if number in await self.pinned(name) else None
+        return number if self._target_of(self._link(name, number)) is not None else None
 
     async def drop(self, name: AgentName) -> None:
         """Unpin everything; the store forgets the roots at its next collection."""
@@ -95,7 +98,7 @@ class Profiles:
 
     async def exists(self, store_path: str) -> bool:
         """Whether the path is valid in the store and on the disk."""
-        if Path(store_path).parent != self._store or not Path(store_path).exists():
+        if str(Path(store_path).parent) != self._store or not Path(store_path).exists():
             return False
         try:
             await self._run("nix-store", "--check-validity", store_path)
@@ -118,25 +121,25 @@ class Profiles:
         return {}
 
     def _whole(self, directory: Path) -> Iterator[tuple[int, str]]:
-        for link in directory.iterdir():
-            number, target = _GENERATION.fullmatch(link.name), _target(link)
-            if (
-                number is not None
-                and target is not None
-                and Path(target).parent == self._store
-                and Path(target).exists()
-                and self._is_root(link)
-            ):
-                yield int(number[1]), target
+        with os.scandir(directory) as links:
+            for link in links:
+                number = _GENERATION.fullmatch(link.name)
+                if number is not None and (target := self._target_of(Path(link.path))) is not None:
+                    yield int(number[1]), target
 
-    def _is_root(self, link: Path) -> bool:
+    def _target_of(self, link: Path) -> str | None:
+        """The store path that a link pins; None if it is damaged, dangles, or is no root."""
+        target = _target(link)
+        if target is None or os.path.dirname(target) != self._store or not os.path.lexists(target):  # noqa: PTH120 - asked for each agent in each pass
+            return None
+        return target if self._is_root(str(link)) else None
+
+    def _is_root(self, link: str) -> bool:
         """Whether the store has it registered: Nix names an indirect root after the hash of the link's path.
 
         A daemon that keeps its roots where we cannot see them is believed.
         """
-        if not self._roots.is_dir():
-            return True
-        return _target(self._roots / _indirect_root(str(link))) == str(link)
+        return _target(f"{self._roots}/{_indirect_root(link)}") == link or not os.path.isdir(self._roots)  # noqa: PTH112 - as above
 
     def _select(self, name: AgentName, number: int) -> None:
         profile, wanted = self._of(name) / PROFILE, self._link(name, number).name
@@ -175,14 +178,14 @@ class Profiles:
         target = _target(link)
         if target is None and link.is_dir():
             shutil.rmtree(link)
-        elif target is None or Path(target).parent != self._store:
+        elif target is None or str(Path(target).parent) != self._store:
             link.unlink(missing_ok=True)
 
     async def _run(self, *argv: str | Path) -> None:
         await process.run(argv, timeout_s=_STORE_S, env=self._environment)
 
 
-def _target(link: Path) -> str | None:
+def _target(link: Path | str) -> str | None:
     """What a symbolic link says; None if it is none."""
     try:
         return os.readlink(link)  # noqa: PTH115 - Path would make `a//b` and `a/./b` equal to what we wrote
@@ -199,6 +202,7 @@ def _sync(directory: Path) -> None:
         os.close(descriptor)
 
 
+@functools.lru_cache(8192)
 def _indirect_root(path: str) -> str:
     """Nix's name for an indirect root: the SHA-1 of the link's path in Nix's base 32."""
     digest = int.from_bytes(hashlib.sha1(path.encode(), usedforsecurity=False).digest(), "little")
