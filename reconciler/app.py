@@ -33,6 +33,8 @@ from reconciler.control.agentserver import AgentServers
 from reconciler.control.auth import Ids
 from reconciler.control.meters import TooManyError
 from reconciler.control.server import ControlServer
+from reconciler.doctor.gather import Gathering
+from reconciler.doctor.service import DoctorService
 from reconciler.effects.clock import SystemClock
 from reconciler.effects.containers.driver import ShimContainers
 from reconciler.effects.containers.systemd import ForeignEnd, SystemdContainers
@@ -145,6 +147,14 @@ class Hived:
             models=lambda model: is_allowed_model(model, config.gateway.allowed_models),
             last_event_id=self.events.last_id, storage=self.retention,
         )  # fmt: skip
+        tags = ProposalTags(store, self.git)
+        doctor = DoctorService(
+            store=store, git=self.git, tags=tags, wake=self.wake,
+            gathering=Gathering(
+                store=store, config=config, containers=self.containers, git=self.git, nix=nix,
+                gateway=self.gateway,
+            ),
+        )  # fmt: skip
         self.deletions = asyncio.Lock()  # held by whatever deletes for good, and by a backup
         self.backups = BackupService(store, config, self.clock, self.deletions)
         lifecycle = LifecycleService(
@@ -152,10 +162,9 @@ class Hived:
         )
         services = Services(
             agents=self.agents, broker=self.broker, approvals=self.approvals, accounts=self.accounts,
-            events=self.events, lifecycle=lifecycle, backups=self.backups,
+            events=self.events, lifecycle=lifecycle, backups=self.backups, doctor=doctor,
         )  # fmt: skip
         self.sites = AgentServers(services, run, state, limited=self._agent_limited)
-        tags = ProposalTags(store, self.git)
         applier = Applier(
             store=store, containers=self.containers, nix=nix, git=self.git, host_files=files,
             sockets=self.sites, voice=self.broker, tags=tags, builds=self.builds, clock=self.clock,

@@ -208,6 +208,14 @@ class Backups(Protocol):
         ...
 
 
+class Doctor(Protocol):
+    """Whether all that must be true of a hive is true."""
+
+    async def examine(self, actor: Actor, *, repair: bool) -> api.Health:
+        """Every check. `repair`: first make anew what is only a picture of the rows."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """All of them, as the servers get them from `app.py`."""
@@ -219,3 +227,4 @@ class Services:
     events: Events
     lifecycle: Lifecycle
     backups: Backups
+    doctor: Doctor

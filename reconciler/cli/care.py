@@ -13,9 +13,9 @@ from typing import IO, BinaryIO, cast
 
 from reconciler.backup.format import Header, Place
 from reconciler.backup.reading import Nowhere, Report, read
-from reconciler.cli.api import Hive
+from reconciler.cli.api import Hive, Json
 from reconciler.cli.console import Console, cell
-from reconciler.cli.failure import Exit, Failure
+from reconciler.cli.failure import Exit, Failure, Unreachable
 from reconciler.errors import HiveError
 
 PLAN_S = 300.0
@@ -81,6 +81,61 @@ def restore(options: Namespace, console: Console) -> int:
         console.say(f"the hive of {done.report.header.host} is in {config.state_dir}; start hived")
         console.say("what agents run is built again from their approved commits, by the same inputs", "dim")
     return Exit.DONE
+
+
+def doctor(options: Namespace, console: Console) -> int:
+    """`hive doctor`"""
+    hive = Hive()
+    try:
+        if options.repair:
+            health = hive.post("/doctor/repair", deadline_s=PLAN_S)
+        else:
+            health = hive.get("/doctor", deadline_s=PLAN_S)
+    except Unreachable as away:
+        if options.repair or away.code != "unavailable":
+            raise
+        console.err.write(f"hive: {away.message}; checking what the disk tells\n")
+        health = _offline()
+    if options.json:
+        console.document(health)
+    else:
+        _tell_health(health, console, everything=options.all)
+    return Exit.FAILED if health["fail"] else Exit.DONE
+
+
+def _offline() -> Json:
+    from reconciler.config import load
+    from reconciler.doctor.disk import offline_facts
+    from reconciler.doctor.service import told
+
+    try:
+        facts = offline_facts(load())
+    except HiveError as error:
+        raise Failure(error.message, error.hint, code=error.code) from error
+    health: Json = told(facts, offline=True).model_dump(mode="json")
+    return health
+
+
+def _tell_health(health: Json, console: Console, *, everything: bool) -> None:
+    signs = {
+        "ok": ("✓", "green"),
+        "warn": ("!", "yellow"),
+        "fail": ("✗", "red"),
+        "not-applicable": ("-", "dim"),
+    }
+    for item in health["items"]:
+        if not everything and item["status"] in {"ok", "not-applicable"}:
+            continue
+        sign, colour = signs[item["status"]]
+        console.line(f"{sign} {item['id']}: {item['title']}", colour)
+        console.indented(item["detail"])
+        if item["remedy"]:
+            console.indented(f"→ {item['remedy']}")
+    counts = ", ".join(
+        f"{health[key]} {word}" for key, word in (("ok", "ok"), ("warn", "warnings"), ("fail", "failed"))
+    )
+    left = len(health["items"]) - health["ok"] - health["warn"] - health["fail"]
+    console.say(f"{len(health['items'])} checks: {counts}" + (f", {left} not applicable" if left else ""))
 
 
 # ------------------------------------------------------------------------------------------------- receiving

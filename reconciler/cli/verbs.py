@@ -393,6 +393,19 @@ _HOST = (
     Verb("users", "People and host", "List people who may log in.", "history:users"),
     Verb("sessions", "People and host", "List live browser sessions.", "history:sessions"),
     Verb(
+        "doctor",
+        "People and host",
+        "Check everything that must be true of the hive and its host.",
+        "care:doctor",
+        (
+            switch("--repair", about="first make anew what is only a picture of the rows"),
+            switch("--all", about="show also what is well"),
+        ),
+        (("hive doctor --json | jq '.items[] | select(.status == \"fail\")'", "for a monitor"),),
+        "Exits by 1 if anything failed; warnings are allowed. While hived is away, it checks what the disk "
+        "tells.",
+    ),
+    Verb(
         "backup",
         "People and host",
         "Write the whole hive into one file, while it lives.",

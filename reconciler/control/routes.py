@@ -390,6 +390,26 @@ _ACCOUNT_ROUTES = (
         doors=frozenset({Door.CONTROL}),
         special="archive",
     ),
+    Route(
+        "GET",
+        "/v1/doctor",
+        "Check everything that must be true of the hive.",
+        api.Health,
+        lambda c: c.services.doctor.examine(c.actor, repair=False),
+        OPERATOR,
+        doors=frozenset({Door.CONTROL}),
+        deadline_s=SLOW_S,
+    ),
+    Route(
+        "POST",
+        "/v1/doctor/repair",
+        "Make anew what is only a picture of the rows (tags, main, deploy log, roots), then check.",
+        api.Health,
+        lambda c: c.services.doctor.examine(c.actor, repair=True),
+        OPERATOR,
+        doors=frozenset({Door.CONTROL}),
+        deadline_s=SLOW_S,
+    ),
     Route("GET", "/openapi.json", "This document.", None, _none, None, special="openapi"),
 )
 

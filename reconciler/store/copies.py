@@ -56,6 +56,11 @@ def _open(path: Path, *, write: bool = False) -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
+def sqlite_version() -> str:
+    """Of the library that holds the databases."""
+    return sqlite3.sqlite_version
+
+
 def newest_schema(name: str) -> int:
     """The newest schema that this program knows of `state.db`, `events.db` or `ledger.db`; 0 of any other."""
     folder = migrate.MIGRATIONS / Path(name).stem

@@ -30,6 +30,7 @@ Row = aiosqlite.Row
 Value = str | int | float | bytes | None
 
 READERS = 3
+_FAULTS_MAX = 20
 WAL_KEPT_BYTES = 16 * 1024 * 1024  # what a burst left of the log beyond that is given back at a checkpoint
 BUSY_TIMEOUT_MS = 5000
 _BASE_PRAGMAS = (
@@ -178,6 +179,27 @@ class Picture:
         async with aiosqlite.connect(target) as copy:
             await self._connection.backup(copy)
             await copy.execute("PRAGMA journal_mode = DELETE")
+
+    async def faults(self, *, quick: bool) -> list[str]:
+        """What SQLite finds wrong with it; empty when it is whole. `quick`: without comparing indices."""
+        check = "quick_check" if quick else "integrity_check"
+        try:
+            found = [
+                str(row[0])
+                for row in await self._connection.execute_fetchall(f"PRAGMA {check}({_FAULTS_MAX})")
+            ]
+            loose = list(await self._connection.execute_fetchall("PRAGMA foreign_key_check"))[:_FAULTS_MAX]
+        except sqlite3.DatabaseError as error:
+            return [str(error)]
+        wrong = [] if found == ["ok"] else found
+        return wrong + [
+            f"row {row[1]} of {row[0]} refers to a row of {row[2]} that is not there" for row in loose
+        ]
+
+    async def schema(self) -> int:
+        """The number of its schema."""
+        rows = list(await self._connection.execute_fetchall("PRAGMA user_version"))
+        return int(rows[0][0])
 
 
 class Database:

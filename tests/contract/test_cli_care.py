@@ -133,6 +133,45 @@ async def test_a_dry_run_shows_the_parts_and_writes_nothing(services: FakeServic
     assert not (place / "b.tar").exists()
 
 
+async def test_a_doctor_who_finds_failures_exits_by_1_and_says_the_remedy(services: FakeServices) -> None:
+    status, out, _ = await hive("doctor")
+    assert status == 1
+    assert "✗ check-fail: a check that is fail" in out
+    assert "→ do" in out
+    assert "check-ok" not in out
+    assert "4 checks: 1 ok, 1 warnings, 1 failed, 1 not applicable" in out
+
+
+async def test_warnings_alone_are_allowed_and_all_shows_what_is_well(services: FakeServices) -> None:
+    services.doctor.fails = 0
+    status, out, _ = await hive("doctor", "--all")
+    assert status == 0
+    assert "✓ check-ok" in out
+    status, out, _ = await hive("doctor", "--json")
+    assert status == 0
+    assert [item["status"] for item in json.loads(out)["items"]] == ["ok", "warn", "not-applicable"]
+
+
+async def test_a_repair_is_asked_for_by_name(services: FakeServices) -> None:
+    await hive("doctor")
+    await hive("doctor", "--repair")
+    assert [arguments[1] for _, arguments in services.doctor.calls] == [False, True]
+
+
+async def test_without_hived_the_doctor_looks_at_the_disk_and_says_so(place: Path) -> None:
+    status, out, err = await hive("doctor", "--json")
+    assert "checking what the disk tells" in err
+    found = json.loads(out)
+    assert found["offline"]
+    assert status == (1 if found["fail"] else 0)
+    by_id = {item["id"]: item for item in found["items"]}
+    assert by_id["gateway"]["status"] == "not-applicable"
+    assert by_id["permissions"]["status"] == "fail", "there is no state directory"
+    status, _, err = await hive("doctor", "--repair")
+    assert status == 1
+    assert "hived is not running" in err
+
+
 async def test_a_restore_is_refused_while_hived_runs(services: FakeServices, place: Path) -> None:
     await hive("backup", str(place / "b.tar"))
     status, _, err = await hive("restore", str(place / "b.tar"))

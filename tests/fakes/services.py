@@ -554,6 +554,31 @@ class FakeBackups:
 
 
 @dataclass
+class FakeDoctor:
+    """One finding of each kind."""
+
+    calls: Recorded = field(default_factory=list)
+    fails: int = 1
+
+    async def examine(self, actor: Actor, *, repair: bool) -> api.Health:
+        self.calls.append(("examine", (actor, repair)))
+        statuses = ["ok", "warn", "not-applicable", *["fail"] * self.fails]
+        items = [
+            api.Check.model_validate(
+                {
+                    "id": f"check-{s}",
+                    "title": f"a check that is {s}",
+                    "status": s,
+                    "detail": "found",
+                    "remedy": "do",
+                }
+            )
+            for s in statuses
+        ]
+        return api.Health(items=items, ok=1, warn=1, fail=self.fails)
+
+
+@dataclass
 class FakeServices:
     """All of them, and the value that servers take."""
 
@@ -564,8 +589,16 @@ class FakeServices:
     events: FakeEvents = field(default_factory=FakeEvents)
     lifecycle: FakeLifecycle = field(default_factory=FakeLifecycle)
     backups: FakeBackups = field(default_factory=FakeBackups)
+    doctor: FakeDoctor = field(default_factory=FakeDoctor)
 
     def bundle(self) -> Services:
         return Services(
-            self.agents, self.broker, self.approvals, self.accounts, self.events, self.lifecycle, self.backups
+            self.agents,
+            self.broker,
+            self.approvals,
+            self.accounts,
+            self.events,
+            self.lifecycle,
+            self.backups,
+            self.doctor,
         )

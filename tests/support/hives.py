@@ -182,6 +182,14 @@ async def spend(state: Path) -> None:
         shutil.chown(path, GATEWAY)
 
 
+def git(repository: Path, *arguments: str) -> str:
+    """What git says about a repository of the hive, asked from outside."""
+    done = subprocess.run(
+        ["git", f"--git-dir={repository}", *arguments], check=True, capture_output=True, text=True, timeout=60
+    )
+    return done.stdout
+
+
 # ------------------------------------------------------------------------------------------------ comparing
 def rows_of(database: Path) -> dict[str, list[tuple[object, ...]]]:
     """Every row of every table."""
@@ -196,17 +204,8 @@ def refs_of(state: Path) -> dict[str, list[str]]:
     """Every ref of every repository, each with all its objects there."""
     found = {}
     for repository in sorted([*(state / "repos").glob("*.git"), state / "meta"]):
-        subprocess.run(
-            ["git", f"--git-dir={repository}", "fsck", "--full", "--strict"],
-            check=True,
-            capture_output=True,
-            timeout=60,
-        )
-        done = subprocess.run(
-            ["git", f"--git-dir={repository}", "for-each-ref", FORMAT],
-            check=True, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        found[repository.name] = done.stdout.splitlines()
+        git(repository, "fsck", "--full", "--strict")
+        found[repository.name] = git(repository, "for-each-ref", FORMAT).splitlines()
         assert found[repository.name], "a repository has at least its main"
     return found
 

@@ -45,6 +45,7 @@ Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`.
 | GET /v1/spending | - | SpendingList | viewer |
 | GET /v1/backup/plan | - | BackupPlan | operator, control.sock only |
 | GET /v1/backup?state | - | application/x-tar, see reconciler.backup.format | operator, control.sock only |
+| GET /v1/doctor · POST /v1/doctor/repair | - | Health | operator, control.sock only |
 | GET /openapi.json | - | OpenAPI 3.1 document | nobody |
 """
 

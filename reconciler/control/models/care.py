@@ -1,6 +1,8 @@
-"""Backups of the hive."""
+"""Backups and the health of the hive."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from reconciler.control.models.base import Model
 
@@ -20,3 +22,23 @@ class BackupPlan(Model):
     entries: int
     bytes: int
     left_out: list[str]
+
+
+class Check(Model):
+    """One check of `hive doctor`: what was found, and what to do about it (empty unless warn or fail)."""
+
+    id: str
+    title: str
+    status: Literal["ok", "warn", "fail", "not-applicable"]
+    detail: str
+    remedy: str
+
+
+class Health(Model):
+    """All checks, in a fixed order; `offline`: made without a running hived, so that some are missing."""
+
+    items: list[Check]
+    ok: int
+    warn: int
+    fail: int
+    offline: bool = False
