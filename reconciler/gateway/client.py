@@ -71,7 +71,8 @@ class GatewayClient:
         self._run_dir = run_dir
         self._on_usage, self._on_limit, self._on_refusal = on_usage, on_limit, on_refusal
         self._now = now
-        self._wanted: dict[str, AgentPolicy] = {}
+        # None until hived has read its rows: to drop what is not wanted would cut every turn off.
+        self._wanted: dict[str, AgentPolicy] | None = None
         self._bound: dict[str, Bound] = {}
         self._applying = asyncio.Lock()
         self._connection: _Connection | None = None
@@ -168,8 +169,6 @@ class GatewayClient:
             for row in await _all_spending(connection, self._day(HISTORY_DAYS)):
                 self._take(row)
             await self._apply(connection)
-            connection.ready = True
-            log.info("gateway.connected", held=len(hello.held), serving=len(self._wanted))
             await reading
         except (Closed, TimeoutError) as error:
             log.warning("gateway.lost", error=str(error))
@@ -181,9 +180,12 @@ class GatewayClient:
                 await reading
 
     async def _apply(self, connection: _Connection) -> None:
-        """Bring the gateway to what is wanted; what it has already is not sent again."""
+        """Bring the gateway to what is wanted, once that is known; what it has already is not sent again."""
         async with self._applying:
-            for agent in sorted((connection.held.keys() | self._bound.keys()) - self._wanted.keys()):
+            wanted = self._wanted
+            if wanted is None:
+                return
+            for agent in sorted((connection.held.keys() | self._bound.keys()) - wanted.keys()):
                 if agent in connection.held:
                     await connection.ask(DropAgent(id=0, agent=agent))
                     del connection.held[agent]
@@ -191,7 +193,7 @@ class GatewayClient:
                 self.problems.pop(agent, None)
                 if bound := self._bound.pop(agent, None):
                     bound.close(unlink=True)
-            for agent, policy in sorted(self._wanted.items()):
+            for agent, policy in sorted(wanted.items()):
                 try:
                     await self._set(connection, policy)
                     self.problems.pop(agent, None)
@@ -202,6 +204,9 @@ class GatewayClient:
                         tell = log.info if is_early else log.warning
                         tell("gateway.agent_not_served", agent=agent, error=error.message)
                     self.problems[agent] = error.message
+            if not connection.ready:
+                connection.ready = True
+                log.info("gateway.connected", serving=len(wanted))
 
     async def _set(self, connection: _Connection, policy: AgentPolicy) -> None:
         agent = policy.agent

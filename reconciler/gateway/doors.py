@@ -50,6 +50,7 @@ class Doors:
         self._host_models = catalog.ids(host_models)
         self._bounds = bounds
         self._doors: dict[str, _Door] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     def held(self) -> dict[str, str]:
         """The agents that are served, with the names of their sockets."""
@@ -86,13 +87,17 @@ class Doors:
         """Serve an agent no more; its connections are closed. Unknown: nothing to do."""
         door = self._doors.pop(agent, None)
         if door is not None:
-            await door.listener.close(unlink=False)
-            await door.server.shutdown(SHUTDOWN_S)
-            log.info("agent.dropped", agent=agent)
+            # To its end, also when hived goes away meanwhile: a connection that nobody serves and nobody
+            # closes would keep its turn waiting for minutes.
+            closing = asyncio.create_task(_shut(agent, door), name=f"drop {agent}")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            await asyncio.shield(closing)
 
     async def close(self) -> None:
         """Drop all."""
         await asyncio.gather(*(self.drop(agent) for agent in list(self._doors)))
+        await asyncio.gather(*self._closing)
 
     def _open(self, policy: AgentPolicy, name: str, sock: socket.socket) -> _Door:
         client = Client(policy, self._rules(policy), self._bounds)
@@ -122,6 +127,12 @@ class Doors:
     def _rules(self, policy: AgentPolicy) -> Rules:
         wanted = self._catalog.ids(policy.models) if policy.models else self._host_models
         return Rules(wanted & self._host_models, frozenset(policy.server_tools))
+
+
+async def _shut(agent: str, door: _Door) -> None:
+    await door.listener.close(unlink=False)
+    await door.server.shutdown(SHUTDOWN_S)
+    log.info("agent.dropped", agent=agent)
 
 
 def _listening(fd: int) -> socket.socket:

@@ -22,7 +22,7 @@ from aiohttp import web
 from reconciler.errors import TemporaryError
 from reconciler.gateway.app import control_path, ledger_dir
 from reconciler.gateway.client import GatewayClient
-from reconciler.gateway.messages import VERSION, AskSpending, Hello, SetAgent
+from reconciler.gateway.messages import VERSION, AskSpending, DropAgent, Hello, SetAgent
 from reconciler.gateway.packets import Packets
 from reconciler.store.ledger import Ledger
 from tests.integration.gateway_kit import MODEL, WAIT_S, Lab, body, lab_folder, policy, until
@@ -56,6 +56,66 @@ async def test_requests_go_on_while_hived_is_away_and_it_learns_what_they_cost(
 
 async def test_a_stream_that_is_under_way_survives_hived(lab: Lab) -> None:
     may_end = asyncio.Event()
+    async with lab.upstream(_slow_until(may_end)), lab.gateway(), contextlib.AsyncExitStack() as stack:
+        async with lab.client(policy()):
+            session = await stack.enter_async_context(lab.session())
+            answer = await session.post("http://model/v1/messages", json=body(stream=True))
+            await answer.content.readany()
+        async with lab.client(policy()) as client:
+            may_end.set()
+            assert b"message_stop" in await answer.read()
+            await until(lambda: len(lab.usage) == 1)
+            assert [row.output_tokens for row in await client.rows()] == [4]
+
+
+async def test_a_hived_that_has_not_read_its_rows_yet_cuts_nobody_off(lab: Lab) -> None:
+    may_end = asyncio.Event()
+    async with lab.upstream(_slow_until(may_end)), lab.gateway(), contextlib.AsyncExitStack() as stack:
+        async with lab.client(policy()):
+            session = await stack.enter_async_context(lab.session())
+            answer = await session.post("http://model/v1/messages", json=body(stream=True))
+            await answer.content.readany()
+        client = GatewayClient(lab.root / "run", on_usage=lab.usage.append)
+        running = asyncio.create_task(client.run())
+        await until(lambda: client._connection is not None and bool(client._connection.held))
+        for _ in range(3):  # answers come in order: whatever it asked for by itself is done by now
+            await client.spending("2026-01-01")
+        assert not client.connected
+        may_end.set()
+        assert b"message_stop" in await answer.read()
+        await until(lambda: len(lab.usage) == 1)
+        await client.configure([policy()])
+        await until(lambda: client.connected)
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+
+
+async def test_an_agent_that_is_dropped_is_cut_off_even_if_hived_goes_away_meanwhile(lab: Lab) -> None:
+    never = asyncio.Event()
+    async with lab.upstream(_slow_until(never)), lab.gateway(), contextlib.AsyncExitStack() as stack:
+        async with lab.client(policy()):
+            session = await stack.enter_async_context(lab.session())
+            answer = await session.post("http://model/v1/messages", json=body(stream=True))
+            await answer.content.readany()
+        packets = await Packets.connect(str(control_path(lab.config)), timeout_s=WAIT_S)
+        await packets.send(DropAgent(id=1, agent="scout").model_dump_json().encode())
+        await until(lambda: not _somebody_listens(lab.socket()))
+        next_one = await Packets.connect(str(control_path(lab.config)), timeout_s=WAIT_S)
+        with pytest.raises(aiohttp.ClientError):
+            await answer.read()
+        never.set()
+        packets.close()
+        next_one.close()
+
+
+def _somebody_listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
+
+
+def _slow_until(may_end: asyncio.Event) -> web.Application:
+    """A model whose answer begins at once and ends with the event."""
 
     async def slow(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
@@ -68,16 +128,7 @@ async def test_a_stream_that_is_under_way_survives_hived(lab: Lab) -> None:
 
     app = web.Application()
     app.router.add_post("/v1/messages", slow)
-    async with lab.upstream(app), lab.gateway(), contextlib.AsyncExitStack() as stack:
-        async with lab.client(policy()):
-            session = await stack.enter_async_context(lab.session())
-            answer = await session.post("http://model/v1/messages", json=body(stream=True))
-            await answer.content.readany()
-        async with lab.client(policy()) as client:
-            may_end.set()
-            assert b"message_stop" in await answer.read()
-            await until(lambda: len(lab.usage) == 1)
-            assert [row.output_tokens for row in await client.rows()] == [4]
+    return app
 
 
 async def test_hived_brings_the_gateway_to_exactly_what_shall_be(lab: Lab) -> None:
@@ -284,6 +335,7 @@ async def test_spending_of_any_length_comes_in_pages(lab: Lab) -> None:
     await ledger.close()
     async with lab.gateway():
         client = GatewayClient(lab.root / "run")
+        await client.configure([])
         running = asyncio.create_task(client.run())
         await until(lambda: client.connected)
         assert len(await client.spending("2026-10-01")) == 252
