@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,3 +130,24 @@ async def test_names_that_are_no_derivations_are_not_shown_as_running() -> None:
     start = {"action": "start", "id": 7, "type": 105, "text": "building", "fields": [hostile]}
     taken = await Taken().take(nix(**start), begin(8, "fine"))
     assert taken.told[-1].running == ("fine",)
+
+
+RECORDED = Path(__file__).parents[1] / "assets/nix"  # of `nix-build --log-format internal-json`, by version
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("version", ["2.8.0", "2.26.3"])
+async def test_what_nix_itself_said_is_understood(version: str) -> None:
+    built = await Taken().take(*(RECORDED / f"{version}-built.log").read_text().splitlines())
+    assert built.told[-1] == BuildProgress(3, 3)
+    assert {one.running for one in built.told} == {(), ("a",), ("b",), ("top",)}
+    said = [line for line in built.lines if "/nix/store/" not in line]
+    assert said == [
+        "these 3 derivations will be built:", "line of a", "hostile", "line of b", "hostile", "line of top",
+        "hostile",
+    ]  # fmt: skip
+    failed = await Taken().take(*(RECORDED / f"{version}-failed.log").read_text().splitlines())
+    assert failed.told[-1].running == ()
+    assert "line of c" in failed.lines
+    assert any("failed with exit code 3" in line for line in failed.output.tail)
+    assert failed.output.tail[-1].endswith("failed to build")
