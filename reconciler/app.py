@@ -66,6 +66,7 @@ from reconciler.store.db import Store
 
 log = structlog.get_logger("hived")
 
+BUILD_USERS = ("trees", "quarantine", "clients")  # folders with things of the build user in them
 READ_ONE_S = 60.0  # what the start may take longer for each agent that was read
 
 
@@ -292,8 +293,8 @@ async def serve(config: Config, make_effects: Callable[[Config], Effects] = real
     """Run hived until SIGTERM or SIGINT. `make_effects` is for tests, which put faults into them."""
     state, run = Path(config.state_dir), Path(config.run_dir)
     refuse_half_restored(state)
-    for directory in (state, run, run / "agents"):
-        # 0711: the build user passes through to its own trees, and lists nothing.
+    for directory in (state, run, run / "agents", *(state / name for name in BUILD_USERS)):
+        # 0711 whatever the umask: the build user passes through to its own trees, and lists nothing.
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o711)
     notifier = Notifier.from_environment(os.environ)

@@ -373,6 +373,11 @@ _TALK = (
     ),
 )
 
+_ROOT = option(
+    "--root", about="write below this directory and tell nobody (an image)", default="/", metavar="DIR"
+)
+_DRY_RUN_FILES = switch("--dry-run", about="print what would change, and change nothing")
+
 _HOST = (
     Verb(
         "login",
@@ -449,6 +454,26 @@ _HOST = (
         "Validate the host's configuration without a hive.",
         "local:check_config",
         (positional("file", "the file (default $HIVE_CONFIG, else /etc/hyperhive/config.json)", nargs="?"),),
+    ),
+    Verb(
+        "install-units",
+        "People and host",
+        "Install or update the services on a host with systemd.",
+        "install:install_units",
+        (_ROOT, _DRY_RUN_FILES),
+        (("hive install-units --dry-run", "shows the difference to what is installed"),),
+        "Writes the unit files, users and directories that this program needs where it lies now, and a first "
+        "/etc/hyperhive/config.json if there is none; says what to do next. May be repeated: it changes only "
+        "what differs.",
+    ),
+    Verb(
+        "uninstall-units",
+        "People and host",
+        "Stop the services and remove what install-units wrote.",
+        "install:uninstall_units",
+        (_ROOT, _DRY_RUN_FILES),
+        (),
+        "Configuration, users, repositories and databases stay.",
     ),
     Verb("version", "People and host", "Print the version.", "local:version"),
 )
