@@ -13,7 +13,7 @@ import structlog
 from bench.figures import Figure
 from reconciler.model.names import AgentName
 from reconciler.store.db import Store
-from tests.integration.test_passes import SMITH, Bench, FakeClock
+from tests.support.passbench import SMITH, FakeClock, PassBench
 
 ROUNDS = 200
 
@@ -34,7 +34,7 @@ async def _measure(folder: Path, samples: int) -> list[Figure]:
             "VALUES ('smith', 'agent', 1048576, 'running', 's', ?)",
             tx.now,
         )
-    bench = Bench(store, folder, clock)
+    bench = PassBench(store, folder, clock)
     await bench.approve("haiku")
     await bench.settle()
     whole, rows = [], []

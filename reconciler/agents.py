@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, assert_never
 
@@ -17,6 +17,7 @@ from reconciler.model.names import AgentName
 from reconciler.model.states import AgentState, Desired, Role, UserRole
 from reconciler.plan.steps import Again, Failed, Plan, Settled, Waiting
 from reconciler.services import Actor, Approvals
+from reconciler.store import agents as agent_rows
 from reconciler.store import fleet
 from reconciler.store.db import Row, Store
 
@@ -77,6 +78,7 @@ class Storage(Protocol):
 _ABSENT = ContainerStatus(phase="absent")
 
 Look = Callable[[AgentName], Awaitable[Plan | None]]
+LookAll = Callable[[], Awaitable[Mapping[AgentName, Plan]]]
 
 
 class AgentService:
@@ -89,6 +91,7 @@ class AgentService:
         config: Config,
         containers: Containers,
         look: Look,
+        look_all: LookAll,
         presence: Presence,
         voice: Voice,
         approvals: Approvals,
@@ -102,6 +105,7 @@ class AgentService:
         self._config = config
         self._containers = containers
         self._look = look
+        self._look_all = look_all
         self._presence = presence
         self._voice = voice
         self._approvals = approvals
@@ -211,19 +215,13 @@ class AgentService:
         row = await fleet.agent(self._store.state, name)
         planned = await self._look(AgentName(row["name"]))
         assert planned is not None, "the row was read a moment ago and agents are never deleted"
-        match planned.outcome:
-            case Settled():
-                outcome = "settled"
-            case Again(after_s):
-                outcome = f"again in {after_s:.1f} s" if after_s else "again at once"
-            case Waiting(on):
-                outcome = f"waiting for {on}"
-            case Failed(error):
-                outcome = f"failed: {error}"
-            case _:
-                assert_never(planned.outcome)
-        steps = [api.Step(kind=str(s.kind), cost=str(s.cost), reason=s.reason) for s in planned.steps]
-        return api.Plan(agent=name, steps=steps, outcome=outcome)
+        return _plan(name, planned)
+
+    async def plans(self) -> list[api.Plan]:
+        """The same of all agents, by name; of destroyed ones only where something is left to do."""
+        living = {row["name"] for row in await agent_rows.existing(self._store.state)}
+        planned = await self._look_all()
+        return [_plan(name, one) for name, one in planned.items() if one.steps or name in living]
 
     async def why(self, name: str) -> api.Why:
         """The cause chain of the running generation, newest first."""
@@ -358,6 +356,22 @@ class AgentService:
         await self._voice.direct(AgentName(name), "model", model=wanted)
         self._wake(AgentName(name))
         return await self.get(name)
+
+
+def _plan(name: str, planned: Plan) -> api.Plan:
+    match planned.outcome:
+        case Settled():
+            outcome = "settled"
+        case Again(after_s):
+            outcome = f"again in {after_s:.1f} s" if after_s else "again at once"
+        case Waiting(on):
+            outcome = f"waiting for {on}"
+        case Failed(error):
+            outcome = f"failed: {error}"
+        case _:
+            assert_never(planned.outcome)
+    steps = [api.Step(kind=str(s.kind), cost=str(s.cost), reason=s.reason) for s in planned.steps]
+    return api.Plan(agent=name, steps=steps, outcome=outcome)
 
 
 def _operator(actor: Actor) -> None:

@@ -143,9 +143,9 @@ class Hived:
         self.accounts = AccountService(store, self.clock, ui_port=config.ui_port)
         self.retention = Retention(store, self.clock, self.events, config.retention)
         self.agents = AgentService(
-            store=store, config=config, containers=self.containers, look=self._look, presence=presence,
-            voice=self.broker, approvals=self.approvals, spending=self.gateway, wake=self.wake,
-            models=lambda model: is_allowed_model(model, config.gateway.allowed_models),
+            store=store, config=config, containers=self.containers, look=self._look, look_all=self._look_all,
+            presence=presence, voice=self.broker, approvals=self.approvals, spending=self.gateway,
+            wake=self.wake, models=lambda model: is_allowed_model(model, config.gateway.allowed_models),
             last_event_id=self.events.last_id, storage=self.retention,
         )  # fmt: skip
         tags = ProposalTags(store, self.git)
@@ -200,6 +200,9 @@ class Hived:
 
     def _troubled(self, name: AgentName, error: str) -> None:
         self.events.announce("agent.trouble", name, error, error=error)
+
+    async def _look_all(self) -> Mapping[AgentName, Plan]:
+        return await self.passes.look_all()
 
     async def _before_hello(self, name: AgentName) -> None:
         await self.containers.forbid_user_namespaces(name)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,12 +69,16 @@ class TagDrift:
 
 
 async def missing_tags(git: Git, db: Reader, name: AgentName) -> TagDrift:
-    """Tags that the rows ask for and git does not show. Reads only, and runs no program while the
-    repository lies as it lay.
+    """Tags that the rows ask for and git does not show."""
+    return await compare_tags(git, name, await expected_tags(db, name))
+
+
+async def compare_tags(git: Git, name: AgentName, expected: Sequence[ExpectedTag]) -> TagDrift:
+    """Tags that are expected and git does not show. Reads only, and runs no program while the repository
+    lies as it lay.
 
     A tag that waits in the outbox is no drift. A broken tag, or one whose commit is gone, is a missing one.
     """
-    expected = await expected_tags(db, name)
     there = await git.tags(name) if expected else {}
     wanted = [one for one in expected if one.after is None or one.after in there]
     return TagDrift(

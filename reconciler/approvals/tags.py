@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import structlog
 
-from reconciler.approvals.projection import missing_tags, repair_tags
+from reconciler.approvals.projection import compare_tags, missing_tags, repair_tags
 from reconciler.effects.protocols import Git
 from reconciler.model.names import AgentName
 from reconciler.store.db import Store
+from reconciler.store.projections import ExpectedTag, Version, expected_tags, tags_version
 
 log = structlog.get_logger("approvals")
 
@@ -23,10 +26,20 @@ class ProposalTags:
         self._store = store
         self._git = git
         self._lost: dict[AgentName, frozenset[str]] = {}
+        self._expected: dict[AgentName, tuple[Version, Sequence[ExpectedTag]]] = {}
 
-    async def are_there(self, name: AgentName) -> bool:
-        """Reads only, and starts no program while the repository lies as it lay."""
-        drift = await missing_tags(self._git, self._store.state, name)
+    async def version(self) -> Version:
+        """Of the rows."""
+        return await tags_version(self._store.state)
+
+    async def are_there(self, name: AgentName, version: Version) -> bool:
+        """Reads only, asks the rows once for each version of them, and starts no program while the repository
+        lies as it lay."""
+        known = self._expected.get(name)
+        if known is None or known[0] != version:
+            # Read after the version: at worst it is read once more.
+            known = self._expected[name] = version, await expected_tags(self._store.state, name)
+        drift = await compare_tags(self._git, name, known[1])
         return {one.tag for one in (*drift.missing, *drift.moved)} <= self._lost.get(name, frozenset())
 
     async def restore(self, name: AgentName) -> None:

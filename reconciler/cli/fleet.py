@@ -114,7 +114,7 @@ def plan(options: Namespace, console: Console) -> int:
     if options.agent is not None:
         plans = [hive.get(f"/agents/{segment(options.agent)}/plan")]
     else:
-        plans = [hive.get(f"/agents/{segment(one['name'])}/plan") for one in hive.get("/agents")["items"]]
+        plans = hive.get("/plans")["items"]
     if options.json:
         console.document(plans[0] if options.agent is not None else {"items": plans, "next": None})
         return Exit.DONE

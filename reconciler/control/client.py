@@ -72,6 +72,9 @@ class ControlClient:
     async def agent(self, name: str) -> api.Agent:
         return await self._get(api.Agent, f"/agents/{_segment(name)}")
 
+    async def plans(self) -> api.PlanList:
+        return await self._get(api.PlanList, "/plans")
+
     async def spec(self, name: str) -> api.SpecView:
         return await self._get(api.SpecView, f"/agents/{_segment(name)}/spec")
 

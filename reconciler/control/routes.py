@@ -40,6 +40,10 @@ _LINES = Param("lines", "integer", "The last so many lines.", default=200, low=1
 
 
 # ------------------------------------------------------------------------------------- handlers of more words
+async def _plans(call: Call) -> api.PlanList:
+    return api.PlanList(items=await call.services.agents.plans())
+
+
 async def _agents(call: Call) -> api.AgentList:
     return api.AgentList(items=await call.services.agents.all())
 
@@ -127,6 +131,7 @@ _AGENT_ROUTES = (
         api.GenerationList,
         lambda c: c.services.agents.generations(c.agent),
     ),
+    Route("GET", "/v1/plans", "What the next passes would do to every agent.", api.PlanList, _plans),
     Route(
         "GET",
         "/v1/agents/{name}/plan",

@@ -208,6 +208,10 @@ class Nix(Protocol):
         """The generation that the agent's profile points to; None if it points to none that is pinned."""
         ...
 
+    async def runs(self, name: AgentName, number: int, store_path: str) -> bool:
+        """Whether the profile points to generation `number` and that is pinned as `store_path`; cheap."""
+        ...
+
     async def drop_generations(self, name: AgentName) -> None:
         """Unpin all (purge)."""
         ...

@@ -31,6 +31,7 @@ from reconciler.plan.steps import Kind, Step
 from reconciler.store import agents, deployments
 from reconciler.store.db import Store
 from reconciler.store.deployments import AgentFacts, Candidate
+from reconciler.store.projections import Version
 
 log = structlog.get_logger("passes")
 
@@ -48,7 +49,11 @@ class Sockets(Protocol):
 class Tags(Protocol):
     """The tags of proposals in the agents' repositories, made from the rows."""
 
-    async def are_there(self, name: AgentName) -> bool: ...
+    async def version(self) -> Version:
+        """Another value once the rows may ask for other tags than before."""
+        ...
+
+    async def are_there(self, name: AgentName, version: Version) -> bool: ...
     async def restore(self, name: AgentName) -> None: ...
 
 

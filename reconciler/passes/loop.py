@@ -4,8 +4,9 @@ back-off, a periodic full read."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
 
 import structlog
 
@@ -21,18 +22,25 @@ from reconciler.passes.endings import HEALTHY_AFTER_S
 from reconciler.plan.facts import Actual, Bounds
 from reconciler.plan.planner import plan
 from reconciler.plan.steps import Again, Failed, Outcome, Plan, Settled, Waiting
-from reconciler.store import attachments, deployments
+from reconciler.store import deployments
 from reconciler.store.db import Store
 from reconciler.store.deployments import AgentFacts
+from reconciler.store.projections import Version
 
 log = structlog.get_logger("passes")
 
 WORKERS = 8
 STEPS_PER_PASS = 50
+PAUSE_EVERY = 10
+GLANCE_S = 1.0
+ABSENT = ContainerStatus(phase="absent")
 RETRY_FIRST_S = 0.5
 RETRY_LONGEST_S = 30.0
 # Every effect has a deadline of its own, and those of one step add up to less.
 STUCK_S = 300.0
+
+
+Look = tuple[AgentFacts, ContainerStatus, Plan]
 
 
 class Drain(Protocol):
@@ -143,23 +151,37 @@ class Passes:
         await self._look_at_all()
         self.first_read.set()
         while True:
-            for name in await deployments.names(self._store.state):
-                self.wake(name)
+            await self.full_read()
             self._read_at = self._clock.monotonic()
             await self._clock.sleep(self._resync_s)
 
     async def _look_at_all(self) -> None:
-        """The first full read: every agent is known as it is before anybody is answered or anything done."""
-        names = list(await deployments.names(self._store.state))
-        for done, name in enumerate(names):
-            self._on_read(done, len(names))
+        """The first full read: every agent is known as it is before anybody is answered or anything done.
+        Tags, which need a program for each repository the first time, wait for the next one."""
+        statuses, everybody = await self._containers.statuses(), await self._everybody()
+        for done, (name, facts) in enumerate(everybody.items()):
+            self._on_read(done, len(everybody))
             try:
-                found = await self.look(name)
-                if found is not None:
-                    await self._presence.set_phase(name, found[1], found[2].outcome)
+                _, status, planned = await self._compare(facts, statuses.get(name, ABSENT), None)
+                await self._presence.set_phase(name, status, planned.outcome)
             except HiveError as error:  # its pass meets the same, and tells
                 log.warning("read.failed", agent=name, error=str(error))
-        self._on_read(len(names), len(names))
+        self._on_read(len(everybody), len(everybody))
+
+    async def full_read(self) -> None:
+        """Look at every agent, and put those with anything to do on the queue."""
+        statuses, tags = await self._containers.statuses(), await self._tags.version()
+        for number, (name, facts) in enumerate((await self._everybody()).items()):
+            if number % PAUSE_EVERY == 0:
+                await asyncio.sleep(0)  # others have their turn
+            if name in self._busy or name in self._queue:
+                self.wake(name)  # a pass is under way, and what was read may be older than what it does
+            else:
+                await self._work(name, self._glance(facts, statuses.get(name, ABSENT), tags))
+
+    async def _everybody(self) -> dict[AgentName, AgentFacts]:
+        now = micros(self._clock.now())
+        return await deployments.read_all(self._store.state, now=now, building=self._builds.running)
 
     async def _hints(self) -> None:
         async for name in self._containers.changes():
@@ -173,14 +195,18 @@ class Passes:
                 await self._ready.wait()
                 continue
             del self._queue[name]
-            self._busy.add(name)
-            try:
-                outcome = await self._guarded(name)
-            finally:
-                self._moved_at.pop(name, None)
-                self._busy.discard(name)
-                self._ready.set()
-            self._reschedule(name, outcome)
+            await self._work(name)
+
+    async def _work(self, name: AgentName, work: Coroutine[Any, Any, Outcome] | None = None) -> None:
+        """A pass, or a part of one: never two of one agent at a time."""
+        self._busy.add(name)
+        try:
+            outcome = await self._guarded(name, work)
+        finally:
+            self._moved_at.pop(name, None)
+            self._busy.discard(name)
+            self._ready.set()
+        self._reschedule(name, outcome)
 
     def _reschedule(self, name: AgentName, outcome: Outcome) -> None:
         match outcome:
@@ -194,11 +220,11 @@ class Passes:
             case Settled() | Waiting():
                 self._failures.pop(name, None)
 
-    async def _guarded(self, name: AgentName) -> Outcome:
+    async def _guarded(self, name: AgentName, work: Coroutine[Any, Any, Outcome] | None = None) -> Outcome:
         """One of the three places that catch everything: a bug in one agent's pass must not end the
         others'."""
         try:
-            outcome = await self.run_pass(name)
+            outcome = await (work or self.run_pass(name))
         except TemporaryError as error:
             log.warning("pass.temporary", agent=name, error=str(error))
             return self._failed(name, str(error))
@@ -232,12 +258,7 @@ class Passes:
                 await self._builds.tend(name, None)
                 return Settled()
             facts, status, planned = found
-            await self._builds.tend(name, facts.candidate)
-            await self._presence.set_phase(name, status, planned.outcome)
-            rests = isinstance(planned.outcome, Waiting) and planned.outcome.turn_end
-            self._presence.drain(name, on=rests)
-            if not planned.steps:
-                await self._forgive(facts, status)
+            if await self._rests(found):
                 return planned.outcome
             self._moved_at[name] = self._clock.monotonic()
             await self._applier.apply(planned.steps[0], facts, status)
@@ -245,12 +266,51 @@ class Passes:
             self._after_step()
         return Again(1.0)
 
-    async def look(self, name: AgentName) -> tuple[AgentFacts, ContainerStatus, Plan] | None:
+    async def _glance(self, facts: AgentFacts, status: ContainerStatus, tags: Version) -> Outcome:
+        """What a pass does when nothing is to be done; else a pass is needed, at once. As it is for one that
+        is slow to look at: nobody waits for it here."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GLANCE_S):
+                found = await self._compare(facts, status, tags)
+            if await self._rests(found):
+                return found[2].outcome
+        return Again(0.0)
+
+    async def _rests(self, found: Look) -> bool:
+        """Whether there is nothing to do here and now; tells what was seen."""
+        facts, status, planned = found
+        name = facts.desired.name
+        await self._builds.tend(name, facts.candidate)
+        await self._presence.set_phase(name, status, planned.outcome)
+        turn_end = isinstance(planned.outcome, Waiting) and planned.outcome.turn_end
+        self._presence.drain(name, on=turn_end)
+        if planned.steps:
+            return False
+        await self._forgive(facts, status)
+        return True
+
+    async def look(self, name: AgentName) -> Look | None:
         """What is, what should be, and the plan between; changes nothing. None: no such agent."""
-        facts = await deployments.read(self._store.state, name, building=self._builds.running(name))
+        now = micros(self._clock.now())
+        facts = await deployments.read(self._store.state, name, now=now, building=self._builds.running)
         if facts is None:
             return None
-        status = await self._containers.status(name)
+        return await self._compare(facts, await self._containers.status(name), await self._tags.version())
+
+    async def look_all(self) -> dict[AgentName, Plan]:
+        """The plans of all agents, by name; rows and containers are read at once. One that cannot be looked
+        at has failed."""
+        statuses, tags = await self._containers.statuses(), await self._tags.version()
+        found = {}
+        for name, facts in (await self._everybody()).items():
+            try:
+                found[name] = (await self._compare(facts, statuses.get(name, ABSENT), tags))[2]
+            except HiveError as error:
+                found[name] = Plan((), Failed(str(error), temporary=True))
+        return found
+
+    async def _compare(self, facts: AgentFacts, status: ContainerStatus, tags: Version | None) -> Look:
+        name = facts.desired.name
         hello = self._presence.hello_of(name)
         actual = Actual(
             phase=status.phase,
@@ -267,12 +327,12 @@ class Passes:
             host_restarted=status.host_restarted,
             stop_asked=status.stop_asked,
             frozen=status.frozen,
-            attached=await attachments.is_attached(self._store.state, name, micros(self._clock.now())),
+            attached=facts.attached,
             drift=status.drift,
             pinned=(pinned := await self._is_pinned(facts)),
             stored=await self._is_stored(facts, status, pinned=pinned),
             rebuild=self._builds.again.why(name),
-            tagged=await self._tags.are_there(name),
+            tagged=tags is None or await self._tags.are_there(name, tags),
         )
         return facts, status, plan(facts.desired, actual, self._clock.now(), self._bounds)
 
@@ -282,9 +342,7 @@ class Passes:
         current, name = facts.desired.current, facts.desired.name
         if current is None or facts.desired.deployment is not None:
             return True
-        if await self._nix.selected(name) != current.generation:
-            return False
-        return (await self._nix.generations(name)).get(current.generation) == current.toplevel
+        return await self._nix.runs(name, current.generation, current.toplevel)
 
     async def _is_stored(self, facts: AgentFacts, status: ContainerStatus, *, pinned: bool) -> bool:
         """Whether the store has what should run next. Not looked for while that runs, and pinned it is

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,7 @@ from reconciler.model.states import Desired as Want
 from reconciler.model.states import ProposalState, Role
 from reconciler.plan.facts import Crashes, Deployment, Desired, Target
 from reconciler.store import outbox
-from reconciler.store.db import Database, Row, Tx
+from reconciler.store.db import Database, Reader, Row, Tx
 from reconciler.store.holds import IS_HELD
 
 MICRO = 1_000_000
@@ -40,13 +42,15 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class AgentFacts:
-    """An agent's row and its deployment, as a pass needs them. `candidate` is the deployment's whole row."""
+    """An agent's row and its deployment, as a pass needs them. `candidate` is the deployment's whole row;
+    `attached`: somebody is in the container."""
 
     desired: Desired
     role: Role
     uid_base: int
     candidate: Candidate | None
-    limits_spec: dict[str, Any]
+    limits_spec: Mapping[str, Any]
+    attached: bool
 
 
 async def names(db: Database) -> list[AgentName]:
@@ -54,31 +58,65 @@ async def names(db: Database) -> list[AgentName]:
     return [AgentName(row["name"]) for row in await db.all("SELECT name FROM agents ORDER BY name")]
 
 
-async def read(db: Database, name: AgentName, *, building: bool) -> AgentFacts | None:
-    """The desired side of one agent; None if there is no such agent."""
-    row = await db.one(
-        f"SELECT a.*, {IS_HELD} AS held FROM agents a WHERE a.name = ?",  # noqa: S608 - constant text
-        name,
-    )
-    if row is None:
-        return None
-    candidate = await _candidate(db, name)
-    current = None
-    if row["generation"] is not None:
-        current = await db.one(
-            "SELECT * FROM generations WHERE agent = ? AND number = ?", name, row["generation"]
-        )
-    deployment = None
-    if candidate is not None:
-        deployment = await _deployment(db, candidate, building=building)
-    spec = candidate.spec if candidate is not None and candidate.state is ProposalState.ACTIVATING else None
-    if spec is None:
-        spec = json.loads(current["spec"]) if current is not None else (candidate.spec if candidate else {})
+_CANDIDATE = (
+    "c.id AS c_id, c.kind AS c_kind, c.agent AS c_agent, c.commit_id AS c_commit_id, c.spec AS c_spec, "
+    "c.spec_digest AS c_spec_digest, c.state_digest AS c_state_digest, c.requested_by AS c_requested_by, "
+    "c.generation AS c_generation, c.store_path AS c_store_path, c.state AS c_state, "
+    "c.activate_now AS c_activate_now, c.activating_at AS c_activating_at"
+)
+_MORE = """, g.store_path AS current_path, g.spec AS current_spec,
+       EXISTS (SELECT 1 FROM attachments t WHERE t.agent = a.name AND t.expires_at > ?1) AS attached
+FROM agents a LEFT JOIN generations g ON g.agent = a.name AND g.number = a.generation
+     LEFT JOIN proposals c ON c.id = (
+       SELECT p.id FROM proposals p
+       WHERE p.agent = a.name AND p.state IN ('activating', 'building', 'approved')
+       ORDER BY CASE p.state WHEN 'activating' THEN 0 WHEN 'building' THEN 1 ELSE 2 END, p.id LIMIT 1)
+"""
+_FACTS = f"SELECT a.*, {IS_HELD} AS held, {_CANDIDATE}{_MORE}"
+
+
+async def read(
+    reader: Reader, name: AgentName, *, now: int, building: Callable[[AgentName], bool]
+) -> AgentFacts | None:
+    """The desired side of one agent; None if there is no such agent. `now` in microseconds; `building`:
+    whether a build of it is under way in this process."""
+    row = await reader.one(f"{_FACTS} WHERE a.name = ?2", now, name)
+    return None if row is None else _facts(row, building)
+
+
+async def read_all(
+    reader: Reader, *, now: int, building: Callable[[AgentName], bool]
+) -> dict[AgentName, AgentFacts]:
+    """The same of every agent, destroyed ones included, by name; one statement."""
+    rows = await reader.all(f"{_FACTS} ORDER BY a.name", now)
+    return {AgentName(row["name"]): _facts(row, building) for row in rows}
+
+
+def _facts(row: Row, building: Callable[[AgentName], bool]) -> AgentFacts:
+    name = AgentName(row["name"])
+    candidate = None if row["c_id"] is None else _candidate(row)
+    current = None if row["current_path"] is None else Target(row["generation"], row["current_path"])
+    spec: Mapping[str, Any] = {}
+    if candidate is not None and (candidate.state is ProposalState.ACTIVATING or current is None):
+        spec = candidate.spec
+    elif current is not None:
+        spec = _parsed(row["current_spec"])
+    at = row["c_activating_at"]
     desired = Desired(
         name=name,
         state=Want(row["desired"]),
-        current=Target(current["number"], current["store_path"]) if current is not None else None,
-        deployment=deployment,
+        current=current,
+        deployment=None
+        if candidate is None
+        else Deployment(
+            proposal=candidate.proposal,
+            state=candidate.state,
+            now=bool(row["c_activate_now"]),
+            toplevel=candidate.store_path,
+            generation=candidate.generation,
+            activating_at=at / MICRO if at is not None else None,
+            building=building(name),
+        ),
         restart_wanted=row["restart_wanted"] > row["restart_done"],
         stop_intent=row["stop_intent"],
         crashes=Crashes(
@@ -89,45 +127,30 @@ async def read(db: Database, name: AgentName, *, building: bool) -> AgentFacts |
         held=bool(row["held"]),
         purge=bool(row["purge_wanted"]),
     )
-    return AgentFacts(desired, Role(row["role"]), row["uid_base"], candidate, spec)
+    return AgentFacts(desired, Role(row["role"]), row["uid_base"], candidate, spec, bool(row["attached"]))
 
 
-async def _candidate(db: Database, name: AgentName) -> Candidate | None:
-    row = await db.one(
-        "SELECT * FROM proposals WHERE agent = ? AND state IN ('activating', 'building', 'approved') "
-        "ORDER BY CASE state WHEN 'activating' THEN 0 WHEN 'building' THEN 1 ELSE 2 END, id LIMIT 1",
-        name,
-    )
-    if row is None:
-        return None
+def _candidate(row: Row) -> Candidate:
     return Candidate(
-        proposal=row["id"],
-        kind=row["kind"],
-        agent=AgentName(row["agent"]),
-        commit=Commit(row["commit_id"]),
-        spec=json.loads(row["spec"]),
-        spec_digest=row["spec_digest"],
-        state_digest=row["state_digest"],
-        requested_by=row["requested_by"],
-        generation=row["generation"],
-        store_path=row["store_path"],
-        state=ProposalState(row["state"]),
+        proposal=row["c_id"],
+        kind=row["c_kind"],
+        agent=AgentName(row["c_agent"]),
+        commit=Commit(row["c_commit_id"]),
+        spec=json.loads(row["c_spec"]),
+        spec_digest=row["c_spec_digest"],
+        state_digest=row["c_state_digest"],
+        requested_by=row["c_requested_by"],
+        generation=row["c_generation"],
+        store_path=row["c_store_path"],
+        state=ProposalState(row["c_state"]),
     )
 
 
-async def _deployment(db: Database, candidate: Candidate, *, building: bool) -> Deployment:
-    row = await db.one("SELECT activate_now, activating_at FROM proposals WHERE id = ?", candidate.proposal)
-    assert row is not None, "the proposal was read a moment ago and rows are never deleted"
-    at = row["activating_at"]
-    return Deployment(
-        proposal=candidate.proposal,
-        state=candidate.state,
-        now=bool(row["activate_now"]),
-        toplevel=candidate.store_path,
-        generation=candidate.generation,
-        activating_at=at / MICRO if at is not None else None,
-        building=building,
-    )
+@functools.lru_cache(maxsize=1024)
+def _parsed(spec: str) -> Mapping[str, Any]:
+    """Every full read asks for all of them; they change seldom. Not to be written to."""
+    found: Mapping[str, Any] = json.loads(spec)
+    return found
 
 
 async def serving_generation(db: Database, name: AgentName) -> Row | None:

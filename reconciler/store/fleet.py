@@ -48,7 +48,8 @@ async def counts(db: Database) -> Row:
     """Numbers of the hive's status: agents, open turns, pending proposals, open questions, crashed agents."""
     row = await db.one(
         "SELECT (SELECT COUNT(*) FROM agents WHERE desired <> 'destroyed') AS agents, "
-        "(SELECT COUNT(*) FROM turns WHERE state = 'open') AS thinking, "
+        "(SELECT COUNT(*) FROM agents a CROSS JOIN turns t ON t.agent = a.name AND t.state = 'open') "
+        " AS thinking, "
         "(SELECT COUNT(*) FROM proposals WHERE state = 'pending') AS pending, "
         "(SELECT COUNT(*) FROM questions WHERE state = 'open') AS questions, "
         "(SELECT COUNT(*) FROM agents a WHERE desired = 'running' AND (crashes > 0 OR EXISTS "

@@ -9,6 +9,8 @@ from reconciler.model.names import AgentName, Commit
 from reconciler.model.states import PROPOSAL_ENDS, ProposalState
 from reconciler.store.db import Reader, Row
 
+Version = tuple[int, int]
+
 _WITH_ERROR = frozenset({ProposalState.INVALID, ProposalState.FAILED})
 _WITH_NOTE = frozenset({ProposalState.DENIED, ProposalState.CANCELLED, ProposalState.SUPERSEDED})
 # A proposal that was ever in another state than these has its commit in the repository.
@@ -36,6 +38,17 @@ class ExpectedTag:
     commit: Commit
     message: str | None = None
     after: str | None = None
+
+
+async def tags_version(db: Reader) -> Version:
+    """Another value once `expected_tags` of anybody may give another answer: moves of proposals so far (each
+    writes a row), and how many tags wait."""
+    row = await db.one(
+        "SELECT COALESCE((SELECT MAX(rowid) FROM proposal_progress), 0) AS moves, "
+        "(SELECT COUNT(*) FROM outbox WHERE kind = 'tag' AND error = '') AS waiting"
+    )
+    assert row is not None, "a select of scalars has one row"
+    return row["moves"], row["waiting"]
 
 
 async def expected_tags(db: Reader, name: AgentName) -> list[ExpectedTag]:

@@ -209,6 +209,9 @@ async def test_a_pinned_generation_is_selected_and_no_other(world: World) -> Non
     for number in (2, 2, 1):
         await world.nix.select(SCOUT, number)
         assert await world.nix.selected(SCOUT) == number
+        assert await world.nix.runs(SCOUT, number, {1: one, 2: two}[number])
+        assert not await world.nix.runs(SCOUT, number, {1: two, 2: one}[number])
+        assert not await world.nix.runs(SCOUT, 3 - number, {1: one, 2: two}[3 - number])
     with pytest.raises(PermanentError, match="generation 3 of scout"):
         await world.nix.select(SCOUT, 3)
     assert await world.nix.selected(SCOUT) == 1
@@ -242,6 +245,7 @@ async def test_a_generation_whose_path_is_lost_is_not_pinned_any_more(world: Wor
     assert (await world.nix.exists(one), await world.nix.exists(two)) == (False, True)
     assert await world.nix.generations(SCOUT) == {2: two}
     assert await world.nix.selected(SCOUT) is None
+    assert not await world.nix.runs(SCOUT, 1, one)
     with pytest.raises(PermanentError):
         await world.nix.select(SCOUT, 1)
 

@@ -119,6 +119,11 @@ class FakeControlApi:
             "/agents/{name}/generations": lambda r: api.GenerationList(
                 items=self.world.generations[self._agent(r).name]
             ),
+            "/plans": lambda _: api.PlanList(
+                items=[
+                    api.Plan(agent=name, steps=[], outcome="settled") for name in sorted(self.world.agents)
+                ]
+            ),
             "/agents/{name}/plan": lambda r: api.Plan(agent=self._agent(r).name, steps=[], outcome="settled"),
             "/agents/{name}/why": lambda r: api.Why(
                 agent=self._agent(r).name, chain=self.world.chains.get(12, [])

@@ -117,6 +117,10 @@ class FakeNix:
             number = self.pointers.get(name)
             return number if number in self._pinned(name) else None
 
+    async def runs(self, name: AgentName, number: int, store_path: str) -> bool:
+        async with self.faults.call("nix.runs", name, changes=False):
+            return self.pointers.get(name) == number and self._pinned(name).get(number) == store_path
+
     async def drop_generations(self, name: AgentName) -> None:
         async with self.faults.call("nix.drop_generations", name):
             self.profiles.pop(name, None)

@@ -139,6 +139,9 @@ class FakeAgents:
         step = api.Step(kind="start_container", cost="restart", reason="it should run")
         return api.Plan(agent=name, steps=[step], outcome="again")
 
+    async def plans(self) -> list[api.Plan]:
+        return [await self.plan(name) for name in sorted(self.known)]
+
     async def why(self, name: str) -> api.Why:
         await self.get(name)
         return api.Why(

@@ -151,7 +151,7 @@ class Hive:
 
     async def look(self, name: AgentName) -> Candidate | None:
         """What a pass does for the build of an agent."""
-        facts = await deployments.read(self.store.state, name, building=self.builds.running(name))
+        facts = await deployments.read(self.store.state, name, now=0, building=self.builds.running)
         candidate = facts.candidate if facts is not None else None
         await self.builds.tend(name, candidate)
         if candidate is not None and candidate.store_path is None and not self.builds.running(name):

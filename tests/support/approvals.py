@@ -198,7 +198,7 @@ async def deploy(store: Store, proposal: int) -> None:
     assert row is not None
     name = AgentName(row["agent"])
     for step in ("build", "activate", "confirm"):
-        facts = await deployments.read(store.state, name, building=False)
+        facts = await deployments.read(store.state, name, now=0, building=lambda _: False)
         assert facts is not None
         candidate = facts.candidate
         assert candidate is not None

@@ -76,7 +76,10 @@ class FakeTags:
 
     gone: set[AgentName] = field(default_factory=set)
 
-    async def are_there(self, name: AgentName) -> bool:
+    async def version(self) -> tuple[int, int]:
+        return 0, 0
+
+    async def are_there(self, name: AgentName, version: tuple[int, int]) -> bool:
         return name not in self.gone
 
     async def restore(self, name: AgentName) -> None:

@@ -19,6 +19,7 @@ Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`.
 | POST /v1/agents/{name}/model | SetModel | Agent | operator |
 | GET /v1/agents/{name}/spec | - | SpecView | viewer |
 | GET /v1/agents/{name}/generations | - | GenerationList | viewer |
+| GET /v1/plans | - | PlanList | viewer |
 | GET /v1/agents/{name}/plan · why | - | Plan · Why | viewer |
 | GET /v1/agents/{name}/transcript?before&after&limit | - | Transcript | viewer |
 | GET /v1/agents/{name}/logs?lines | - | LogLines | viewer |

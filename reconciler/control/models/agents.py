@@ -202,6 +202,13 @@ class Plan(Model):
     outcome: str
 
 
+class PlanList(Model):
+    """The plans of all agents, by name."""
+
+    items: list[Plan]
+    next: str | None = None
+
+
 class Cause(Model):
     """One link of the chain that led to the present, newest first."""
 

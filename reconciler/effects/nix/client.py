@@ -182,6 +182,10 @@ class RealNix:
         """The generation that the agent's profile points to."""
         return await self._profiles.selected(name)
 
+    async def runs(self, name: AgentName, number: int, store_path: str) -> bool:
+        """A few looks at links."""
+        return await self._profiles.runs(name, number, store_path)
+
     async def drop_generations(self, name: AgentName) -> None:
         """Remove the agent's roots; the store forgets them at its next collection."""
         await self._profiles.drop(name)

@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from reconciler.effects import process
@@ -72,13 +72,16 @@ class Profiles:
 
     async def selected(self, name: AgentName) -> int | None:
         """The generation that the profile points to; None if it points to none that is pinned."""
-        target = _target(self._of(name) / PROFILE)
-        found = _GENERATION.fullmatch(Path(target).name) if target is not None else None
-        if target is None or found is None or Path(target).parent not in (Path(), self._of(name)):
+        number = self._selected(name)
+        if number is None:
             return None
         await self._migrate(name)
-        number = int(found[1])
         return number if self._target_of(self._link(name, number)) is not None else None
+
+    async def runs(self, name: AgentName, number: int, store_path: str) -> bool:
+        """Whether the profile points to that generation, which is whole and that path."""
+        await self._migrate(name)
+        return self._selected(name) == number and self._target_of(self._link(name, number)) == store_path
 
     async def drop(self, name: AgentName) -> None:
         """Unpin everything; the store forgets the roots at its next collection."""
@@ -114,6 +117,14 @@ class Profiles:
 
     def _link(self, name: AgentName, number: int) -> Path:
         return self._of(name) / f"{PROFILE}-{number}-link"
+
+    def _selected(self, name: AgentName) -> int | None:
+        """The number that the profile names, whatever became of that generation."""
+        target = _target(self._of(name) / PROFILE)
+        found = _GENERATION.fullmatch(Path(target).name) if target is not None else None
+        if target is None or found is None or Path(target).parent not in (Path(), self._of(name)):
+            return None
+        return int(found[1])
 
     def _pinned(self, name: AgentName) -> dict[int, str]:
         with contextlib.suppress(FileNotFoundError):
