@@ -76,6 +76,8 @@ async def test_what_a_killed_import_left_is_cleared_away(
     repositories: GitRepositories, agent: Agent, place: Path
 ) -> None:
     (place / "trees/import-left/work").mkdir(parents=True)
+    Quarantine(place / "trees", NOBODY)
+    assert list((place / "trees").iterdir()) == []
     commit = agent.files(FILES)
     await repositories.import_bundle(SMITH, agent.bundle(commit), commit)
     assert list((place / "trees").iterdir()) == []

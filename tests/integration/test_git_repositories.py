@@ -16,7 +16,7 @@ import pytest_asyncio
 from reconciler.effects.git import GitRepositories, tags
 from reconciler.effects.git.quarantine import Quarantine
 from reconciler.effects.protocols import RawFileDiff
-from reconciler.errors import InvalidError, PermanentError
+from reconciler.errors import CommandError, InvalidError, PermanentError
 from reconciler.model.names import AgentName, Commit
 from tests.integration.hostile import NOBODY, Agent
 
@@ -52,6 +52,26 @@ async def first(repositories: GitRepositories) -> Commit:
 @pytest.fixture
 def agent(place: Path) -> Agent:
     return Agent(place / "agent")
+
+
+async def test_what_a_killed_git_left_stops_nobody(
+    repositories: GitRepositories, first: Commit, place: Path
+) -> None:
+    repository = place / "repos/smith.git"
+    left = [
+        "packed-refs.lock", "refs/tags/proposal/1.lock", "refs/heads/main.lock", "objects/pack/tmp_pack_x",
+        "objects/tmp_objdir-incoming-x/y", "../.new-smith-abc.git/HEAD",
+    ]  # fmt: skip
+    for name in left:
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).touch()
+    with pytest.raises(CommandError, match="remove the file manually"):
+        await repositories.pin(SMITH, "proposal/1", first)
+    again = GitRepositories(place, Quarantine(place / "trees", NOBODY))
+    await again.pin(SMITH, "proposal/1", first)
+    assert await again.tags(SMITH) == {"proposal/1": first}
+    assert [name for name in left if (repository / name).exists()] == []
+    again.close()
 
 
 async def bring(

@@ -54,7 +54,8 @@ class Admitted:
 
 
 class Quarantine:
-    """Checks bundles below `directory`, which the unprivileged user must be able to pass through.
+    """Checks bundles below `directory`, which the unprivileged user must be able to pass through. Making one
+    clears the directory.
 
     `user`: a name, or uid and gid.
     """
@@ -63,15 +64,12 @@ class Quarantine:
         self._directory = directory
         self._user = user
         self._slots = asyncio.Semaphore(PARALLEL)
-        self._swept = False
+        self._sweep()
 
     @contextlib.asynccontextmanager
     async def admit(self, bundle: Path, commit: Commit) -> AsyncIterator[Admitted]:
         """The bundle's repository, while the context lasts. `InvalidError` names what is wrong with it."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o711)
-        if not self._swept:
-            self._swept = True
-            await asyncio.to_thread(self._sweep)
         async with self._slots:
             place = Path(tempfile.mkdtemp(prefix="import-", dir=self._directory))
             try:

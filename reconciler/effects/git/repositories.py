@@ -57,7 +57,8 @@ T = TypeVar("T")
 
 
 class GitRepositories:
-    """Implements `reconciler.effects.protocols.Git`."""
+    """Implements `reconciler.effects.protocols.Git`. Making one removes what a killed hived left: there is
+    one hived, and its programs die with it."""
 
     def __init__(
         self, state_dir: Path, quarantine: Quarantine, *, now: Callable[[], float] = time.time
@@ -68,6 +69,7 @@ class GitRepositories:
         self._tags = Tags()
         self._locks: dict[AgentName, asyncio.Lock] = {}
         self._executor = ThreadPoolExecutor(READERS, thread_name_prefix="git")
+        self._sweep()
 
     def close(self) -> None:
         """Let the readers end; nothing may be asked afterwards."""
@@ -228,6 +230,20 @@ class GitRepositories:
         return done.exit_code == 0
 
     # ------------------------------------------------------------------------------------------- inner
+    def _sweep(self) -> None:
+        """Half-made repositories; locks of refs, which would refuse every later change; packs that were
+        being received."""
+        repositories = self._state_dir / "repos"
+        for left in repositories.glob(".new-*.git"):
+            shutil.rmtree(left, ignore_errors=True)
+        for repository in (*repositories.glob("*.git"), self._state_dir / META):
+            for lock in (*repository.glob("*.lock"), *(repository / "refs").glob("**/*.lock")):
+                lock.unlink(missing_ok=True)
+            for pack in (repository / "objects/pack").glob("tmp_*"):
+                pack.unlink(missing_ok=True)
+            for incoming in (repository / "objects").glob("tmp_objdir-*"):
+                shutil.rmtree(incoming, ignore_errors=True)
+
     def _path(self, name: AgentName) -> Path:
         if name == META:
             return self._state_dir / "meta"
