@@ -91,6 +91,10 @@ class AgentServers:
         site = self._sites.get(name)
         return site is not None and site.listener is not None and site.listener.alive
 
+    def is_left(self, name: AgentName) -> bool:
+        """Whether a socket of the agent lies there, whoever made it."""
+        return (self._folder / name / SOCKET).is_socket()
+
     def refused(self, name: AgentName) -> int:
         """How many connections of wrong peers were closed since the socket was made."""
         site = self._sites.get(name)
@@ -114,11 +118,14 @@ class AgentServers:
                 await self._listen(site)
 
     async def drop(self, name: AgentName) -> None:
-        """Serve `name` no more: its calls get `DROP_S` to end. Nothing to do if it is not served."""
+        """Serve `name` no more: its calls get `DROP_S` to end. A socket that a killed predecessor left goes,
+        too; nothing to do if there is none."""
         async with self._locks.setdefault(name, asyncio.Lock()):
             site = self._sites.pop(name, None)
             if site is not None:
                 await self._close(site)
+            else:
+                (self._folder / name / SOCKET).unlink(missing_ok=True)
 
     async def close(self) -> None:
         """Drop all, and serve none any more: a pass that is under way would make them anew."""

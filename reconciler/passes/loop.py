@@ -324,6 +324,7 @@ class Passes:
                 name, facts.uid_base, manager=facts.role is Role.MANAGER
             ),
             sockets=self._sockets.is_served(name),
+            socket_left=self._sockets.is_left(name),
             host_restarted=status.host_restarted,
             stop_asked=status.stop_asked,
             frozen=status.frozen,

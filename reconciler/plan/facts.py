@@ -71,6 +71,7 @@ class Actual:
     `phase`, `toplevel`, `invocation`, `started_at` are of its container; `hello`: its harness has greeted
     since that start; `busy`: a turn is live; `attached`: a person has a terminal in it; `host_restarted`: it
     ended because the host did; `stop_asked`: because somebody stopped it; `frozen`: it is suspended.
+    `sockets`: this hived serves it; `socket_left`: a file of one lies there.
 
     `drift`: what of its unit differs from how it was set up; `pinned`: its profile holds and points to the
     generation that should run; `tagged`: its repository has the tags of its proposals.
@@ -88,6 +89,7 @@ class Actual:
     attached: bool = False
     directories: bool = False
     sockets: bool = False
+    socket_left: bool = False
     host_restarted: bool = False
     stop_asked: bool = False
     frozen: bool = False

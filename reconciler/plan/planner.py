@@ -60,7 +60,7 @@ def _plan_away(desired: Desired, actual: Actual, reason: str) -> Plan:
         steps.append(Step(Kind.STOP, reason))
     if actual.alive or actual.phase == "exited":
         steps.append(Step(Kind.CLEAR, reason))
-    if actual.sockets:
+    if actual.sockets or actual.socket_left:
         steps.append(Step(Kind.DROP_SOCKETS, reason))
     if desired.state is Want.DESTROYED and desired.purge:
         steps.append(Step(Kind.PURGE, "the operator purged what was kept of it"))

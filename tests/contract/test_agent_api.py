@@ -159,6 +159,16 @@ async def test_serving_is_level_triggered(servers: AgentServers, place: Path) ->
     assert servers.serving() == []
 
 
+async def test_a_socket_that_a_killed_hived_left_is_seen_and_dropped(
+    servers: AgentServers, services: FakeServices, place: Path
+) -> None:
+    await servers.serve(SCOUT, os.geteuid(), Role.AGENT)
+    successor = AgentServers(services.bundle(), place / "run", place / "state")
+    assert successor.is_left(SCOUT)
+    await successor.drop(SCOUT)
+    assert not successor.is_left(SCOUT)
+
+
 async def test_a_connection_outlives_the_loss_of_the_socket_file(
     servers: AgentServers, scout: Api, services: FakeServices, place: Path
 ) -> None:

@@ -38,9 +38,9 @@ class World:
             case Kind.MAKE_DIRECTORIES:
                 self.actual = replace(a, directories=True)
             case Kind.SERVE_SOCKETS:
-                self.actual = replace(a, sockets=True)
+                self.actual = replace(a, sockets=True, socket_left=True)
             case Kind.DROP_SOCKETS:
-                self.actual = replace(a, sockets=False)
+                self.actual = replace(a, sockets=False, socket_left=False)
             case Kind.BUILD:
                 assert d.deployment is not None
                 built = replace(d.deployment, state=ProposalState.BUILDING, toplevel=NEW, building=False)
@@ -71,7 +71,7 @@ class World:
                 assert a.phase == "exited", "only an ended container is cleared"
                 self.actual = Actual(
                     directories=a.directories, sockets=a.sockets, pinned=a.pinned, tagged=a.tagged,
-                    stored=a.stored,
+                    stored=a.stored, socket_left=a.socket_left,
                 )  # fmt: skip
             case Kind.REPORT_CRASH:
                 crashes = Crashes(d.crashes.count + 1, self.now, a.invocation)
@@ -174,7 +174,12 @@ def actuals(draw: st.DrawFn) -> Actual:
     pinned, tagged = draw(st.booleans()), draw(st.booleans())
     if phase == "absent":
         return Actual(
-            directories=directories, sockets=sockets, pinned=pinned, tagged=tagged, stored=draw(st.booleans())
+            directories=directories,
+            sockets=sockets,
+            socket_left=draw(st.booleans()),
+            pinned=pinned,
+            tagged=tagged,
+            stored=draw(st.booleans()),
         )
     alive = phase in {"starting", "running"}
     return Actual(

@@ -141,7 +141,9 @@ class PassBench:
         async def append_log(proposal: int, lines: list[str]) -> None:
             self.logs += lines
 
-        sockets = SimpleNamespace(serve=serve, drop=drop, is_served=lambda name: name in memory.served)
+        sockets = SimpleNamespace(
+            serve=serve, drop=drop, is_served=lambda name: name in memory.served, is_left=lambda name: False
+        )
         git: Any = FakeTrees()
         self.builds = Builds(
             self.store, git, self.nix, self.trees, parallel=2, append_log=append_log,
