@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -316,17 +316,30 @@ class Proposing:
         self, name: AgentName, role: Role, model: str | None, bash_allow: Sequence[str], by: AgentName
     ) -> Commit:
         """A commit of the template on `main`, marked as hived's own. A repository that an earlier, denied
-        request left behind is gone on with."""
+        request left behind is gone on with; a commit that nobody proposed yet (hived died in between) is
+        taken as it is."""
         files = template_files(role, model, list(bash_allow))
         message = f"{name}: a new {role}"
         before = await self._git.main(name)
         if before is None:
             commit = await self._git.create(name, files, author=by, message=message)
+        elif await self._is_unused(name, before, files):
+            commit = before
         else:
             commit = await self._git.commit(name, files, parent=before, author=by, message=message)
             await self._git.set_main(name, commit, expected=before)
         await self._git.pin(name, f"template/{commit[:12]}", commit)
         return commit
+
+    async def _is_unused(self, name: AgentName, commit: Commit, files: Mapping[str, str]) -> bool:
+        """Whether a commit holds exactly these files and was never proposed."""
+        if await proposals.has_commit(self._store.state, name, commit):
+            return False
+        paths = {entry.path: entry.size for entry in await self._git.check_tree(name, commit)}
+        if paths.keys() != files.keys():
+            return False
+        found = {path: await self._git.read(name, commit, path, size) for path, size in paths.items()}
+        return found == dict(files)
 
     async def _proposed(self, number: int) -> wire.Proposed:
         row = await proposals.get(self._store.state, number)

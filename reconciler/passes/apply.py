@@ -44,6 +44,9 @@ class Sockets(Protocol):
     async def serve(self, name: AgentName, uid_base: int, role: Role) -> None: ...
     async def drop(self, name: AgentName) -> None: ...
     def is_served(self, name: AgentName) -> bool: ...
+    def is_left(self, name: AgentName) -> bool:
+        """Whether a socket lies there, be it a dead process's."""
+        ...
 
 
 class Tags(Protocol):
@@ -186,6 +189,7 @@ class Applier:
             case _:
                 async with self._store.state.transaction() as tx:
                     await deployments.fail(tx, candidate, step.reason)
+                self._drop_staged(candidate)
 
     async def _build(self, candidate: Candidate) -> None:
         async with self._store.state.transaction() as tx:
@@ -245,6 +249,7 @@ class Applier:
         await self._nix.select(candidate.agent, candidate.generation)
         async with self._store.state.transaction() as tx:
             await deployments.confirm(tx, candidate)
+        self._drop_staged(candidate)
         await self._append_log(candidate.proposal, [f"deployed as generation {candidate.generation}"])
 
     async def _roll_back(self, step: Step, facts: AgentFacts, status: ContainerStatus) -> None:
@@ -261,6 +266,11 @@ class Applier:
         await self._containers.clear(name)
         async with self._store.state.transaction() as tx:
             await deployments.fail(tx, candidate, "\n".join([text, *lines]))
+        self._drop_staged(candidate)
+
+    def _drop_staged(self, candidate: Candidate) -> None:
+        """The proposal has ended; killed before this, the next start of hived does it."""
+        (self._paths.staged / f"{candidate.proposal}.tar").unlink(missing_ok=True)
 
 
 def _candidate(facts: AgentFacts) -> Candidate:
