@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 _TESTS = Path(__file__).parent
 _MARKED = {
     "integration": pytest.mark.integration,
+    "crash": pytest.mark.integration,
     "security": pytest.mark.integration,
     "system": pytest.mark.system,
     "e2e": pytest.mark.e2e,

@@ -20,6 +20,7 @@ from reconciler.errors import TemporaryError
 from reconciler.model.names import AgentName
 from reconciler.model.spec import Limits
 from tests.fakes.containers import FakeContainers
+from tests.fakes.stored import FileContainers
 from tests.integration.containers_kit import Yard, needs_containers
 
 pytestmark = pytest.mark.asyncio
@@ -50,8 +51,7 @@ class World:
                 await asyncio.sleep(0.01)
 
 
-def fake_world() -> World:
-    fake = FakeContainers()
+def fake_world(fake: FakeContainers, restarted: Callable[[], Containers]) -> World:
 
     async def spec(name: str, mode: str) -> ContainerSpec:
         agent = AgentName(name)
@@ -75,7 +75,7 @@ def fake_world() -> World:
     async def stop_by_hand(name: AgentName) -> None:
         fake.stop_by_hand(name)
 
-    return World(fake, spec, crash, stop_by_hand, lambda: fake)
+    return World(fake, spec, crash, stop_by_hand, restarted)
 
 
 def real_world(yard: Yard, make: Callable[[], Containers]) -> World:
@@ -103,14 +103,20 @@ _REAL = [needs_containers, pytest.mark.integration]
 # tests/system runs this file with the systemd driver, on hosts where that is PID 1.
 _ON_SYSTEMD = os.environ.get("HIVE_TEST_DRIVER") == "systemd"
 _DRIVERS = (
-    [pytest.param("systemd", marks=_REAL)] if _ON_SYSTEMD else ["fake", pytest.param("shim", marks=_REAL)]
+    [pytest.param("systemd", marks=_REAL)]
+    if _ON_SYSTEMD
+    else ["fake", "file", pytest.param("shim", marks=_REAL)]
 )
 
 
 @pytest_asyncio.fixture(params=_DRIVERS)
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     if request.param == "fake":
-        yield fake_world()
+        fake = FakeContainers()
+        yield fake_world(fake, lambda: fake)
+        return
+    if request.param == "file":
+        yield fake_world(FileContainers(tmp_path), lambda: FileContainers(tmp_path))
         return
     yard = Yard.make(tmp_path, request.param)
     yield real_world(yard, yard.systemd if request.param == "systemd" else yard.driver)

@@ -18,6 +18,7 @@ from reconciler.model.spec import Spec
 from reconciler.model.states import Role
 from reconciler.model.template import template_files
 from tests.fakes.nix import FakeNix
+from tests.fakes.stored import FileNix
 from tests.integration.nix_kit import PrivateNix, needs_nix, private_nix
 
 pytestmark = pytest.mark.asyncio
@@ -39,13 +40,13 @@ def real_nix() -> Iterator[PrivateNix]:
         yield found
 
 
-@pytest.fixture(params=["fake", pytest.param("real", marks=[needs_nix, pytest.mark.integration])])
+@pytest.fixture(params=["fake", "file", pytest.param("real", marks=[needs_nix, pytest.mark.integration])])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    if request.param == "fake":
-        fake = FakeNix()
+    if request.param in {"fake", "file"}:
+        fake = FakeNix() if request.param == "fake" else FileNix(tmp_path / "world")
         nix: Nix = fake
         place = tmp_path
-        lose: Callable[[str], None] = fake.store.discard
+        lose: Callable[[str], None] = fake.lose
     else:
         private: PrivateNix = request.getfixturevalue("real_nix")
         nix = private.effect()

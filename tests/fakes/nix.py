@@ -60,12 +60,12 @@ class FakeNix:
         log: LogSink,
         progress: ProgressSink | None = None,
     ) -> str:
+        if progress is not None:
+            progress(BuildProgress(0, 1, (f"hive-{name}",)))
+        await log(f"building the root of {name}")
+        if (gate := self.gates.get(name)) is not None:
+            await gate.wait()
         async with self.faults.call("nix.build", name):
-            if progress is not None:
-                progress(BuildProgress(0, 1, (f"hive-{name}",)))
-            await log(f"building the root of {name}")
-            if (gate := self.gates.get(name)) is not None:
-                await gate.wait()
             if name in self.broken:
                 record = CommandRecord(
                     ("nix-build",),
@@ -130,6 +130,10 @@ class FakeNix:
     async def exists(self, store_path: str) -> bool:
         async with self.faults.call("nix.exists", store_path, changes=False):
             return store_path in self.store
+
+    def lose(self, store_path: str) -> None:
+        """A path is taken out of the store behind everybody's back."""
+        self.store.discard(store_path)
 
     def _pinned(self, name: AgentName) -> dict[int, str]:
         found = self.profiles.get(name, {})

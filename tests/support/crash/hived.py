@@ -1,0 +1,145 @@
+"""hived in a process of its own: its real composition, databases, repositories, owners and sockets, over
+containers and Nix that lie in files, with points of faults around all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import structlog
+
+from reconciler import sockets
+from reconciler.app import Effects, serve
+from reconciler.broker import outbox
+from reconciler.config import Config, Timeouts, UidRange
+from reconciler.control import agentserver, server
+from reconciler.effects import process
+from reconciler.effects.clock import SystemClock
+from reconciler.effects.git import GitRepositories, command, quarantine
+from reconciler.effects.git.quarantine import Quarantine
+from reconciler.effects.hostfiles import RealHostFiles
+from reconciler.effects.protocols import Containers, HostFiles, Nix
+from reconciler.gateway import client
+from reconciler.store.db import Database, Tx, Written
+from tests.fakes.stored import FileContainers, FileNix
+from tests.integration.nix_kit import BUILD_USER
+from tests.support.crash.points import Fault, Pointed, Points
+
+NOW = 1_750_000_000.0
+"""The instant of every commit: equal commits have equal ids."""
+
+_ID = re.compile(r"[0-9a-f]{40}")
+_READING = tuple(f"git {verb}" for verb in (
+    "for-each-ref", "cat-file", "rev-parse", "merge-base", "ls-tree", "fsck", "bundle", "diff",
+))  # fmt: skip
+_CHANGE = re.compile(r"\s*(?:INSERT(?: OR \w+)? INTO|UPDATE|DELETE FROM|REPLACE INTO) (\w+)")
+
+
+def config_of(directory: Path, hello_s: float = 20.0) -> Config:
+    """The configuration of the hive in `directory`."""
+    return Config(
+        state_dir=str(directory / "state"),
+        run_dir=str(directory / "run"),
+        ui_user=BUILD_USER,
+        gateway_user=BUILD_USER,
+        build_user=BUILD_USER,
+        operator_group="root",
+        uid_range=UidRange(start=65536 * 5000, end=65536 * 5100),
+        timeouts=Timeouts(hello_s=hello_s, resync_s=3.0),
+    )
+
+
+def main(directory: Path, fault: Fault | None, hello_s: float) -> None:
+    """Run until killed or told to stop."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(colors=False),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    points = Points(directory, fault)
+    _point_commits(points)
+    _point_sockets(points)
+    _point_programs(points)
+    outbox.SWEEP_S = 0.01  # rows of the outbox that are done go at once, so that a test sees when all is done
+
+    def effects(config: Config) -> Effects:
+        state = Path(config.state_dir)
+        repositories = GitRepositories(
+            state, Quarantine(state / "quarantine", config.build_user), now=lambda: NOW
+        )
+        fakes = directory / "fakes"
+
+        def pointed(effect: object, prefix: str) -> Any:
+            return Pointed(effect, points, prefix)
+
+        # git is pointed at each program that it runs: that is before and after it, and in the middle
+        return Effects(
+            containers=cast(Containers, pointed(FileContainers(fakes), "containers")),
+            nix=cast(Nix, pointed(FileNix(fakes), "nix")),
+            git=repositories,
+            host_files=cast(HostFiles, pointed(RealHostFiles(config), "hostfiles")),
+            clock=SystemClock(),
+            close=repositories.close,
+        )
+
+    asyncio.run(serve(config_of(directory, hello_s), effects))
+
+
+def _point_commits(points: Points) -> None:
+    commit, run = Database._commit, Tx.run
+    tables: dict[int, set[str]] = {}
+
+    async def counted_run(self: Tx, sql: str, *values: Any) -> Written:
+        found = _CHANGE.match(sql)
+        if found is not None:
+            tables.setdefault(id(self), set()).add(found[1])
+        return await run(self, sql, *values)
+
+    async def pointed_commit(self: Database, tx: Tx) -> None:
+        changed = ",".join(sorted(tables.pop(id(tx), set())))
+        label = f"commit {self.path.stem}: {changed}"
+        await points.around(label, lambda: commit(self, tx))
+
+    # mypy: methods of the class itself are replaced, for this process only
+    Tx.run = counted_run  # type: ignore[method-assign]
+    Database._commit = pointed_commit  # type: ignore[method-assign]
+
+
+def _point_sockets(points: Points) -> None:
+    bind = sockets.bind
+
+    def pointed(path: Path, **more: Any) -> sockets.Bound:
+        label = f"bind {path.parent.name}/{path.name}"
+        return points.around_at_once(label, lambda: bind(path, **more))
+
+    for module in (agentserver, server, client):
+        vars(module)["bind"] = pointed
+
+
+def _point_programs(points: Points) -> None:
+    run = process.run
+
+    async def pointed(argv: Sequence[str | Path], **more: Any) -> process.Completed:
+        label = _program([str(word) for word in argv])
+        if label.startswith(_READING):
+            return await run(argv, **more)
+        return await points.around(f"run {label}", lambda: run(argv, **more))
+
+    for module in (process, command, quarantine):
+        vars(module)["run"] = pointed
+
+
+def _program(words: Sequence[str]) -> str:
+    """`git update-ref refs/heads/main` of the many words that it takes: what it does, and to what."""
+    if "git" not in words:
+        return Path(words[0]).name
+    rest = words[len(words) - words[::-1].index("git") :]
+    plain = [word for word in rest if not word.startswith(("-", "/")) and not _ID.fullmatch(word)]
+    return " ".join(["git", *plain[:2]])

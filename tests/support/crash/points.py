@@ -1,0 +1,130 @@
+"""Faults in hived's effects: at the n-th call of one kind, fail, hang, or kill hived before or after it.
+
+A point is `label#n`. The label says what is called (`containers.start smith`, `commit state: outbox`), never
+when: so the point of one run is found again in the next, whatever went on beside it. Points count from when
+the file `armed` appears, over all restarts; each is written to the file `trace` when it is reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from reconciler.errors import TemporaryError
+
+T = TypeVar("T")
+Kind = Literal["fail", "full", "hang", "die-before", "die-after"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+DEATHS: tuple[Kind, ...] = ("die-before", "die-after")
+
+# What only reads: to die around it is to die after what was done before it. (`release` is asked at every
+# look, and changes something hardly ever.)
+READS = frozenset({
+    "status", "list", "logs", "changes", "evaluate", "generations", "check_tree", "exists", "tags", "main",
+    "extract", "read", "diff", "bundle", "is_ancestor", "agent_is_ready", "freeze_state", "selected",
+    "release",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`kind` at the point `at`; `full` is an error of a full disk."""
+
+    at: str
+    kind: Kind
+
+
+def reached(directory: Path) -> list[str]:
+    """The points that were reached so far, in order."""
+    try:
+        return (directory / "trace").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+class Points:
+    """All points of one hived."""
+
+    def __init__(self, directory: Path, fault: Fault | None) -> None:
+        self._armed = directory / "armed"
+        self._trace = os.open(directory / "trace", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
+        self._fault = fault
+        # Counted over all lives of hived, so that a later fault is found after an earlier one.
+        self._counts = Counter(point.rpartition("#")[0] for point in reached(directory))
+        self.injects: Callable[[str], BaseException] = _full
+
+    async def around(self, label: str, act: Callable[[], Awaitable[T]]) -> T:
+        """An asynchronous call."""
+        kind = self._reach(label)
+        if kind == "hang":
+            await asyncio.Event().wait()
+        self._before(kind, label)
+        result = await act()
+        if kind == "die-after":
+            _die()
+        return result
+
+    def around_at_once(self, label: str, act: Callable[[], T]) -> T:
+        """A synchronous call; it cannot hang."""
+        kind = self._reach(label)
+        self._before(kind, label)
+        result = act()
+        if kind == "die-after":
+            _die()
+        return result
+
+    def _reach(self, label: str) -> Kind | None:
+        if not self._armed.exists():
+            return None
+        self._counts[label] += 1
+        point = f"{label}#{self._counts[label]}"
+        os.write(self._trace, f"{point}\n".encode())
+        return self._fault.kind if self._fault is not None and self._fault.at == point else None
+
+    def _before(self, kind: Kind | None, label: str) -> None:
+        if kind == "die-before":
+            _die()
+        if kind == "fail":
+            raise TemporaryError(f"injected: {label} failed", after_s=0.01)
+        if kind == "full":
+            raise _full(label)
+
+
+class Pointed:
+    """An effect whose changing calls are points."""
+
+    def __init__(self, inner: object, points: Points, prefix: str) -> None:
+        self._inner = inner
+        self._points = points
+        self._prefix = prefix
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if not callable(found) or name in READS:
+            return found
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            subject = [str(a) for a in args[:2] if isinstance(a, str | int) and len(str(a)) < 40]
+            name_of = getattr(args[0], "name", None) if args else None
+            words = subject or [str(name_of)]
+            return self._points.around(
+                f"{self._prefix}.{name} {' '.join(words)}", lambda: found(*args, **kwargs)
+            )
+
+        return call
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()
+
+
+def _full(label: str) -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), label)

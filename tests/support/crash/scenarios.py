@@ -1,0 +1,174 @@
+"""What is done in a hive with a manager and an agent while hived dies.
+
+Whoever asks does so again after a lost answer, as people and harnesses do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import sqlite3
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness import wire
+from reconciler.control import models as api
+from reconciler.control.client import ControlClient
+from reconciler.effects.git.command import ENVIRONMENT
+from reconciler.model.names import AgentName
+from reconciler.model.states import Desired, Role
+from tests.support.crash.harness import HostAway, Refused
+from tests.support.crash.world import World, approve, done_before, new_agent
+
+BOSS, SMITH, SCRIBE = AgentName("hm1nd"), AgentName("smith"), AgentName("scribe")
+Done = Callable[[sqlite3.Connection], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """`act` does it, `done` knows from the rows that it took effect."""
+
+    act: Callable[[World], Awaitable[None]]
+    done: Done
+    hello_s: float = 20.0
+    prepare: Callable[[World], None] = field(default=lambda world: None)
+
+
+async def build_base(world: World) -> None:
+    """The hive that all scenarios begin with."""
+    await approve(world, await new_agent(world, BOSS, role=Role.MANAGER))
+    await world.at_rest()
+    await approve(world, await new_agent(world, SMITH))
+    await world.at_rest()
+
+
+# ------------------------------------------------------------------------------------------------ deployments
+async def _spawn(world: World) -> None:
+    await approve(world, await new_agent(world, SCRIBE))
+
+
+async def _apply(world: World) -> None:
+    repository = world.directory / "state/repos/smith.git"
+    commit = _commit(repository, {"agent.nix": '{ hyperhive.model = "opus"; }\n'})
+    request = api.Propose(agent=SMITH, commit=commit)
+    made = await world.operator(lambda client: client.propose(request))
+    await approve(world, made.id)
+
+
+async def _draft(world: World) -> None:
+    boss = world.harnesses[BOSS].link
+    await world.acting(boss.post("drafts", wire.SpawnDraft(name=SCRIBE), wire.DraftMade))
+    repository = world.directory / "state/repos/scribe.git"
+    bundle, commit = _bundle(repository, {"prompt.md": "You write.\n"})
+    parts = {"bundle": bundle, "state": _tar({"notes.md": "first\n", "deep/er.txt": "x"})}
+    await approve(world, await _upload(world, BOSS, f"drafts/{SCRIBE}/commit", commit, parts))
+
+
+async def _upload(world: World, by: AgentName, path: str, commit: str, parts: dict[str, bytes]) -> int:
+    """Propose until it is taken; the proposal."""
+    query = {"commit": commit, "description": "a change"}
+    while True:
+        made = await world.acting(world.harnesses[by].link.upload(path, parts, wire.Proposed, query))
+        if made.state != "invalid":
+            return made.proposal
+
+
+def _bundle(repository: Path, files: dict[str, str]) -> tuple[bytes, str]:
+    """A bundle of one commit on top of `main`."""
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder, "clone.git")
+        _git(clone, "clone", "--quiet", "--bare", str(repository), str(clone))
+        commit = _commit(clone, files)
+        _git(clone, "update-ref", "refs/heads/main", commit)
+        _git(clone, "bundle", "create", "--quiet", f"{folder}/bundle", "refs/heads/main")
+        return Path(folder, "bundle").read_bytes(), commit
+
+
+def _commit(repository: Path, files: dict[str, str]) -> str:
+    """A commit on top of `main` with some files changed, on no branch: the same for the same."""
+    _git(repository, "read-tree", "refs/heads/main")
+    for name, text in files.items():
+        blob = _git(repository, "hash-object", "-w", "--stdin", text=text)
+        _git(repository, "update-index", "--add", "--cacheinfo", f"100644,{blob},{name}")
+    tree = _git(repository, "write-tree")
+    (repository / "index").unlink()
+    return _git(repository, "commit-tree", tree, "-p", "refs/heads/main", "-m", "a change")
+
+
+def _git(repository: Path, *words: str, text: str | None = None) -> str:
+    who = {"NAME": "agent", "EMAIL": "agent@hive", "DATE": "1750000000 +0000"}
+    env = {**os.environ, **ENVIRONMENT, "GIT_DIR": str(repository)}
+    env |= {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
+    done = subprocess.run(["git", *words], env=env, input=text, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _tar(files: dict[str, str]) -> bytes:
+    memory = io.BytesIO()
+    with tarfile.open(fileobj=memory, mode="w") as archive:
+        for name, text in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return memory.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------ talk
+async def _message(world: World) -> None:
+    request = api.NewMessage(to=SMITH, body="tell manager: tell operator: all is well", key="errand-01")
+    await world.operator(lambda client: client.send(request))
+
+
+async def _question(world: World) -> None:
+    request = api.NewMessage(to=SMITH, body="ask: tea or coffee?", key="errand-02")
+    await world.operator(lambda client: client.send(request))
+    while not (found := (await world.operator(lambda client: client.questions())).items):  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    with done_before():
+        await world.operator(lambda client: client.answer(found[0].id, api.Answer(text="tea")))
+
+
+# ------------------------------------------------------------------------------------------------ steering
+def _steer(verb: str, desired: Desired) -> Callable[[World], Awaitable[None]]:
+    async def once(client: ControlClient) -> None:
+        if (await client.agent(SMITH)).desired != desired:
+            await client.act(SMITH, verb)
+
+    async def act(world: World) -> None:
+        await world.operator(once)
+
+    return act
+
+
+async def _crash(world: World) -> None:
+    world.containers.crash(SMITH, exit_code=None, signal=9)
+
+
+# ------------------------------------------------------------------------------------------------ done
+def _deployed(agent: str, generation: int) -> Done:
+    return _has("SELECT 1 FROM agents WHERE name = ? AND generation = ?", agent, generation)
+
+
+def _has(sql: str, *values: str | int) -> Done:
+    return lambda db: db.execute(sql, values).fetchone() is not None
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "spawn": Scenario(_spawn, _deployed(SCRIBE, 1)),
+    "draft": Scenario(_draft, _deployed(SCRIBE, 1)),
+    "apply": Scenario(_apply, _deployed(SMITH, 2)),
+    "message": Scenario(_message, _has("SELECT 1 FROM messages WHERE body = 'all is well'")),
+    "question": Scenario(_question, _has("SELECT 1 FROM messages WHERE kind = 'answer' AND state = 'acked'")),
+    "destroy": Scenario(
+        _steer("destroy", Desired.DESTROYED), _has("SELECT 1 FROM agents WHERE desired = 'destroyed'")
+    ),
+    "stop": Scenario(_steer("stop", Desired.STOPPED), _has("SELECT 1 FROM agents WHERE desired = 'stopped'")),
+    "crash": Scenario(_crash, _has("SELECT 1 FROM agents WHERE crashes = 1")),
+}
+
+__all__ = ["SCENARIOS", "HostAway", "Refused", "Scenario", "build_base"]
