@@ -108,9 +108,10 @@ class Outbox:
         tx.after_commit(lambda: self._publish(event))
 
     async def sweep(self) -> None:
-        """Delete the rows that are copied."""
+        """Delete the rows that are copied, once their copies outlive a power cut."""
         if self._swept < self._copied:
             copied = self._copied
+            await self._store.events.sync()
             async with self._store.state.transaction() as tx:
                 await outbox_sql.forget_events(tx, copied)
             self._swept = copied

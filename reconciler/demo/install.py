@@ -89,6 +89,7 @@ DEV_PACKAGES = (
     Package("mmdebstrap", _has("mmdebstrap")),
     Package("qemu-system-x86", _has("qemu-system-x86_64")),
     Package("e2fsprogs", _has("mke2fs")),
+    Package("strace", _has("strace")),
 )
 
 

@@ -195,6 +195,9 @@ class World:
             if resting:
                 status = await self._ask(lambda client: client.agents())
                 resting = all(agent.state in {"idle", "stopped", "held", "parked"} for agent in status.items)
+            if resting:
+                plans = await self._ask(lambda client: client.plans())
+                resting = not any(plan.steps for plan in plans.items)
             quiet = quiet + 1 if resting else 0
 
     def _rows_rest(self, done: Callable[[sqlite3.Connection], bool]) -> bool:
@@ -215,7 +218,13 @@ class World:
                     "ON g.agent = a.name AND g.number = a.generation WHERE a.desired = 'running'"
                 )
             )
-            return busy == 0 and self.containers.running() == wanted and done(db)
+            return (
+                busy == 0 and self.containers.running() == wanted and self._ended_are_cleared() and done(db)
+            )
+
+    def _ended_are_cleared(self) -> bool:
+        with self.containers.kept.world():
+            return all(start.status.phase == "running" for start in self.containers._last.values())
 
     def rows(self, name: str = "state.db") -> sqlite3.Connection:
         """A look at a database."""
