@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import secrets
 import uuid
-from collections.abc import Sequence
 
 import structlog
 

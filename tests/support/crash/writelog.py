@@ -1,7 +1,7 @@
 """What a program wrote and synced, from strace, and what a disk may hold after a power cut at any time.
 
 The model of the disk: what was synced is there. What was written to a file after its last sync may be there,
-each write for itself and in pieces of a sector, or not; a removed name may be there again until its directory is
+each write for itself and in pieces of a sector, or not; a removed name may be there again until its folder is
 synced. A new file is there with its first sync.
 """
 
