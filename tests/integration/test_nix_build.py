@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from reconciler.effects.nix import RealNix
 from reconciler.errors import CommandError
 from reconciler.model.names import AgentName
 from reconciler.model.spec import Spec
@@ -88,6 +90,23 @@ async def test_a_collection_takes_neither_a_fresh_build_nor_a_generation(private
     await effect.drop_generations(SCOUT)
     private.run("nix-store", "--gc")
     assert (Path(one).is_dir(), Path(two).is_dir()) == (False, False)
+
+
+async def test_a_root_that_the_store_has_lost_is_built_again_to_the_same_path_wherever_the_modules_lie(
+    private: PrivateNix,
+) -> None:
+    nix = private.effect()
+    wanted = spec(models=[f"m-{uuid.uuid4().hex[:8]}"])
+    path = await nix.build(SCOUT, NOWHERE, wanted, ignore)
+    await nix.set_generation(SCOUT, 1, path)
+    await nix.drop_generations(SCOUT)
+    private.run("nix-store", "--delete", path)
+    assert not await nix.exists(path)
+    elsewhere = private.path / "elsewhere" / uuid.uuid4().hex
+    shutil.copytree(private.path / "modules", elsewhere)
+    moved = RealNix(private.config().model_copy(update={"modules": str(elsewhere)}), private.environment)
+    assert await moved.build(SCOUT, NOWHERE, wanted, ignore) == path
+    assert await nix.exists(path)
 
 
 async def test_a_failing_build_is_an_error_with_its_log(private: PrivateNix) -> None:
