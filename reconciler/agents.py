@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, assert_never
 
-from reconciler import __version__
+from reconciler import __version__, causes
 from reconciler.config import Config
 from reconciler.control import models as api
 from reconciler.effects.protocols import Containers, ContainerStatus
@@ -224,15 +224,10 @@ class AgentService:
         return [_plan(name, one) for name, one in planned.items() if one.steps or name in living]
 
     async def why(self, name: str) -> api.Why:
-        """The cause chain of the running generation, newest first."""
-        await fleet.agent(self._store.state, name)
-        rows = await fleet.chain(self._store.state, name)
-        return api.Why(
-            agent=name,
-            chain=[
-                api.Cause(at=stamp(r["at"]), kind=r["kind"], text=r["text"], ref=str(r["ref"])) for r in rows
-            ],
-        )
+        """What led to what it is, newest first, and why it rests or works now."""
+        view, plan = await self.get(name), await self.plan(name)
+        chain = await causes.of_agent(self._store, AgentName(view.name))
+        return api.Why(agent=view.name, chain=chain, now=causes.at_rest(view, plan))
 
     async def logs(self, name: str, lines: int) -> api.LogLines:
         """Last lines of the console."""

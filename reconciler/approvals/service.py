@@ -11,6 +11,7 @@ from typing import get_args
 import structlog
 
 from harness import wire
+from reconciler import causes
 from reconciler.approvals import patches, views
 from reconciler.approvals.decisions import Decisions, require_operator
 from reconciler.approvals.examination import Examiner
@@ -206,27 +207,7 @@ class ApprovalService:
     async def why(self, proposal: int) -> api.Why:
         """Who asked for it, in which turn, after which messages; newest first."""
         row = await proposals.get(self._store.state, proposal)
-        chain = [
-            api.Cause(at=stamp(r["at"]), kind=r["kind"], text=r["text"], ref=str(r["ref"]))
-            for r in await proposals.cause_rows(self._store.state, row)
-        ]
-        words = f": {row.description}" if row.description else ""
-        asked = api.Cause(
-            at=stamp(row.created_at),
-            kind="proposal",
-            text=f"{row.requested_by} proposed {row.commit[:12]} for {row.agent}{words}",
-            ref=f"proposal {row.id}",
-        )
-        decided = []
-        if row.decided_at is not None:
-            note = f": {row.note}" if row.note else ""
-            ended = row.state in {ProposalState.DENIED, ProposalState.CANCELLED}
-            did = row.state if ended else "approved"
-            text = f"{row.decided_by} {did}{note}"
-            decided = [
-                api.Cause(at=stamp(row.decided_at), kind="approval", text=text, ref=f"proposal {row.id}")
-            ]
-        return api.Why(agent=row.agent, chain=[*decided, asked, *chain])
+        return api.Why(agent=row.agent, chain=await causes.of_proposal(self._store, row))
 
     async def drafts(self) -> api.DraftList:
         """Drafts that became no agent yet."""

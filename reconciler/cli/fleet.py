@@ -136,9 +136,20 @@ def why(options: Namespace, console: Console) -> int:
     if options.json:
         console.document(found)
         return Exit.DONE
-    rows = [[cell(c["kind"]), cell(ago(c["at"])), cell(c["ref"]), cell(c["text"])] for c in found["chain"]]
+    for sentence in found["now"]:
+        console.line(sentence)
+    if found["now"]:
+        console.say()
+    rows = [
+        [cell(c["kind"]), cell(ago(c["at"])), cell(c["ref"]), cell(_told(c) + c["text"])]
+        for c in found["chain"]
+    ]
     console.table(["CAUSE", "WHEN", "REF", "WHAT"], rows, "nothing is known")
     return Exit.DONE
+
+
+def _told(cause: Json) -> str:
+    return "told by the container: " if cause["told_by"] == "container" else ""
 
 
 def new(options: Namespace, console: Console) -> int:

@@ -49,7 +49,7 @@ _HIVE = (
     Verb(
         "why",
         "The hive",
-        "Show the causes of an agent's present state.",
+        "Show why an agent does what it does now, and what led to it.",
         "fleet:why",
         (_AGENT,),
         (("hive why smith", "message → turn → tool call → proposal → approval → deployment"),),

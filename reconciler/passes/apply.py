@@ -225,7 +225,7 @@ class Applier:
             await self._host_files.unpack_state(name, facts.uid_base, tar, candidate.state_digest)
         async with self._store.state.transaction() as tx:
             await deployments.record_start(tx, name)
-        await self._containers.start(
+        started = await self._containers.start(
             ContainerSpec(
                 name=name,
                 toplevel=step.toplevel,
@@ -236,6 +236,13 @@ class Applier:
                 limits=Limits.model_validate(facts.limits_spec.get("limits", {})),
             )
         )
+        current = facts.desired.current
+        if candidate is not None and candidate.store_path == step.toplevel:
+            generation = candidate.generation
+        else:
+            generation = current.generation if current is not None else None
+        async with self._store.state.transaction() as tx:
+            await deployments.tell_start(tx, name, generation, started.invocation, step.reason)
 
     async def _stop(self, name: AgentName, status: ContainerStatus) -> None:
         if status.invocation is not None:

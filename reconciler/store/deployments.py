@@ -296,6 +296,13 @@ async def record_start(tx: Tx, name: AgentName) -> None:
     await tx.run("UPDATE agents SET restart_done = restart_wanted WHERE name = ?", name)
 
 
+async def tell_start(
+    tx: Tx, name: AgentName, generation: int | None, invocation: str | None, reason: str
+) -> None:
+    """Write down what was started and why; a death in between leaves it out."""
+    await tx.emit("agent.started", name, generation=generation, invocation=invocation, reason=reason)
+
+
 async def record_crash(
     tx: Tx,
     name: AgentName,

@@ -109,27 +109,3 @@ async def end_nap(tx: Tx, name: str) -> None:
         "parked_reason = '' WHERE name = ?",
         name,
     )
-
-
-async def chain(db: Database, name: str) -> Sequence[Row]:
-    """The rows behind the running generation, newest first: (at, kind, text, ref)."""
-    return await db.all(
-        "WITH g AS (SELECT g.* FROM agents a JOIN generations g "
-        "           ON g.agent = a.name AND g.number = a.generation WHERE a.name = ?1), "
-        "p AS (SELECT p.* FROM proposals p JOIN g ON g.proposal_id = p.id) "
-        "SELECT pp.at AS at, 'deployment' AS kind, 'generation ' || g.number || ' came up' AS text, "
-        "       g.store_path AS ref FROM g JOIN proposal_progress pp ON pp.proposal_id = g.proposal_id "
-        "       AND pp.state = 'deployed' "
-        "UNION ALL SELECT p.decided_at, 'approval', COALESCE(p.decided_by, '?') || ' approved' || "
-        "       CASE WHEN p.note <> '' THEN ': ' || p.note ELSE '' END, 'proposal ' || p.id FROM p "
-        "       WHERE p.decided_at IS NOT NULL "
-        "UNION ALL SELECT p.created_at, 'proposal', p.requested_by || ' proposed ' || p.description, "
-        "       p.commit_id FROM p "
-        "UNION ALL SELECT t.begun_at, 'turn', t.agent || ' ran turn ' || t.id, t.model "
-        "       FROM p JOIN turns t ON t.id = p.turn_id "
-        "UNION ALL SELECT m.sent_at, 'message', m.sender || ' wrote: ' || substr(m.body, 1, 200), "
-        "       'message ' || m.id FROM p JOIN leases l ON l.turn_id = p.turn_id "
-        "       JOIN messages m ON m.lease_id = l.id "
-        "ORDER BY at DESC",
-        name,
-    )

@@ -14,7 +14,6 @@ from reconciler.store import outbox
 from reconciler.store.db import Database, Reader, Row, Tx
 
 LOG_LINES = 2000
-CHAIN_MESSAGES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,19 +280,6 @@ async def open_turn(db: Reader, name: AgentName) -> int | None:
         "SELECT id FROM turns WHERE agent = ? AND state = 'open' ORDER BY id DESC LIMIT 1", name
     )
     return int(row["id"]) if row is not None else None
-
-
-async def cause_rows(db: Reader, proposal: ProposalRow) -> Sequence[Row]:
-    """Turn and messages behind a proposal, newest first: (at, kind, text, ref)."""
-    return await db.all(
-        "SELECT begun_at AS at, 'turn' AS kind, agent || ' ran turn ' || id AS text, model AS ref "
-        "FROM turns WHERE id = ?1 "
-        "UNION ALL SELECT m.sent_at, 'message', m.sender || ' wrote: ' || substr(m.body, 1, 200), "
-        "'message ' || m.id FROM leases l JOIN messages m ON m.lease_id = l.id WHERE l.turn_id = ?1 "
-        "ORDER BY at DESC LIMIT ?2",
-        proposal.turn,
-        CHAIN_MESSAGES,
-    )
 
 
 async def build_log(events: Database, proposal: int, after: int) -> Sequence[Row]:

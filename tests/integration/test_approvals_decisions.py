@@ -313,10 +313,10 @@ async def test_why_names_the_turn_and_the_message_behind_a_proposal(world: World
     why = await world.service.why(number)
     assert why.agent == "smith"
     assert [(cause.kind, cause.text) for cause in why.chain] == [
-        ("approval", "operator:alice denied: no"),
+        ("approval", "alice (operator) denied it: no"),
         ("proposal", f"hm1nd proposed {(await world.get(number)).commit[:12]} for smith: as asked"),
-        ("turn", "hm1nd ran turn 1"),
-        ("message", "operator wrote: give smith opus"),
+        ("turn", "hm1nd ran turn 1 with haiku"),
+        ("message", "the operator wrote: give smith opus"),
     ]
 
 

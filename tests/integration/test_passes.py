@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -232,3 +233,21 @@ async def test_the_first_full_read_looks_at_all_before_anything_is_done(bench: P
     await bench.passes._look_at_all()
     assert told == [(0, 1), (1, 1)]
     assert len(bench.faults.calls) == before, "it only read"
+
+
+@pytest.mark.asyncio
+async def test_every_start_is_told_with_its_generation_and_reason(bench: PassBench) -> None:
+    first = await bench.approve("haiku")
+    await bench.settle()
+    bench.containers.crash(SMITH)
+    await bench.settle()
+    rows = await bench.store.state.all("SELECT data FROM outbox WHERE kind = 'event' ORDER BY id")
+    events = [json.loads(row["data"]) for row in rows]
+    starts = [event["data"] for event in events if event["kind"] == "agent.started"]
+    assert [(start["generation"], start["reason"]) for start in starts] == [
+        (1, f"activating proposal {first}"),
+        (1, "generation 1 should run"),
+    ]
+    assert [start["invocation"] for start in starts] == [
+        one.status.invocation for one in bench.containers.history
+    ]

@@ -95,7 +95,9 @@ async def test_a_rollback_is_shown_like_every_proposal_and_its_tags_are_known(wo
     assert made.description == "back to generation 1"
     assert not await missing_tags(world.git, world.store.state, SMITH), "what waits in the outbox is no drift"
     chain = await world.service.why(made.id)
-    assert any("back to generation 1" in cause.text for cause in chain.chain)
+    assert [cause.text for cause in chain.chain] == [
+        "alice (operator) rolled back to generation 1: worse than before"
+    ]
 
 
 async def test_a_newer_approval_takes_the_place_of_a_rollback_that_has_not_come_up(world: World) -> None:

@@ -210,20 +210,23 @@ class PlanList(Model):
 
 
 class Cause(Model):
-    """One link of the chain that led to the present, newest first."""
+    """One link of the chain that led to the present. `told_by` container: the agent's own word, which proves
+    nothing."""
 
     at: str
     kind: str
     text: str
     ref: str
+    told_by: Literal["host", "container"] = "host"
 
 
 class Why(Model):
-    """The cause chain of an agent's running generation, or of a proposal (who asked, in which turn, after
-    which message)."""
+    """The cause chain of what an agent is, or of a proposal (who asked, in which turn, after which message),
+    newest first. `now`: sentences about why the agent does or does not do something at this moment."""
 
     agent: str
     chain: list[Cause]
+    now: list[str] = Field(default_factory=list)
 
 
 class TranscriptLine(Model):
