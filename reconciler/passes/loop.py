@@ -36,6 +36,7 @@ GLANCE_S = 1.0
 ABSENT = ContainerStatus(phase="absent")
 RETRY_FIRST_S = 0.5
 RETRY_LONGEST_S = 30.0
+FIRST_READ_TRIES = 10
 # Every effect has a deadline of its own, and those of one step add up to less.
 STUCK_S = 300.0
 
@@ -148,12 +149,25 @@ class Passes:
         return None
 
     async def _resync(self) -> None:
-        await self._look_at_all()
+        for _ in range(FIRST_READ_TRIES):
+            if await self._is_done(self._look_at_all):
+                break
+            await self._clock.sleep(RETRY_FIRST_S)
         self.first_read.set()
         while True:
-            await self.full_read()
-            self._read_at = self._clock.monotonic()
+            if await self._is_done(self.full_read):
+                self._read_at = self._clock.monotonic()
             await self._clock.sleep(self._resync_s)
+
+    @staticmethod
+    async def _is_done(read: Callable[[], Awaitable[None]]) -> bool:
+        """Whether the world could be read. A bus that is away is no reason to end: it is asked again."""
+        try:
+            await read()
+        except HiveError as error:
+            log.warning("read.failed", error=str(error))
+            return False
+        return True
 
     async def _look_at_all(self) -> None:
         """The first full read: every agent is known as it is before anybody is answered or anything done.

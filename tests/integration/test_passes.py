@@ -251,3 +251,29 @@ async def test_every_start_is_told_with_its_generation_and_reason(bench: PassBen
     assert [start["invocation"] for start in starts] == [
         one.status.invocation for one in bench.containers.history
     ]
+
+
+@pytest.mark.asyncio
+async def test_a_world_that_cannot_be_read_ends_nothing_and_is_read_when_it_is_back(bench: PassBench) -> None:
+    await bench.approve("opus")
+    real, away = bench.containers.statuses, asyncio.Event()
+    asked = 0
+
+    async def statuses() -> Any:
+        nonlocal asked
+        asked += 1
+        if not away.is_set():
+            raise TemporaryError("the bus is away")
+        return await real()
+
+    bench.containers.statuses = statuses  # type: ignore[method-assign]
+    running = asyncio.create_task(bench.passes.run())
+    async with asyncio.timeout(20):
+        await bench.passes.first_read.wait()
+        await until(lambda: asked > 12)
+        assert not running.done()
+        away.set()
+        while (await bench.agent())["generation"] is None:  # noqa: ASYNC110 - passes announce nothing
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
