@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from reconciler.effects.protocols import BuildProgress, Clock, Git, Nix
-from reconciler.errors import HiveError, OperatorError
+from reconciler.errors import HiveError, OperatorError, TemporaryError
 from reconciler.model import estimates
 from reconciler.model.estimates import BuildState
 from reconciler.model.names import AgentName
@@ -26,6 +26,8 @@ from reconciler.store.db import Store
 from reconciler.store.deployments import Candidate
 
 log = structlog.get_logger("builds")
+
+REST_S = 10.0
 
 
 @dataclass(slots=True)
@@ -66,6 +68,7 @@ class Builds:
         self._wake = wake
         self._clock = clock
         self._going: dict[AgentName, _Going] = {}
+        self._rests: dict[AgentName, float] = {}
         self.again = Rebuilds(git, nix, trees, parallel=parallel, wake=wake, clock=clock)
 
     @property
@@ -95,10 +98,18 @@ class Builds:
         )
 
     def start(self, candidate: Candidate) -> None:
-        """Start the build unless one of this agent runs."""
-        if candidate.agent not in self._going:
-            going = self._going[candidate.agent] = _Going(candidate)
-            going.task = asyncio.create_task(self._build(going), name=f"build-{candidate.agent}")
+        """Start the build unless one of this agent runs. `TemporaryError` while the end of the last one could
+        not be written down: a full disk must not build without end."""
+        if candidate.agent in self._going:
+            return
+        left = self._rests.get(candidate.agent, 0.0) - self._clock.monotonic()
+        if left > 0:
+            raise TemporaryError(
+                f"the end of the last build of {candidate.agent} could not be written down", after_s=left
+            )
+        going = self._going[candidate.agent] = _Going(candidate)
+        going.task = asyncio.create_task(self._build(going), name=f"build-{candidate.agent}")
+        going.task.add_done_callback(_unseen)
 
     async def tend(self, name: AgentName, candidate: Candidate | None) -> None:
         """End the agent's build unless it is the one that is wanted now, and let go of what an earlier one
@@ -111,7 +122,7 @@ class Builds:
             await self._append_log(
                 going.candidate.proposal, ["the build was ended: it is not wanted any more"]
             )
-        if not self.running(name):
+        if not self.running(name) and name not in self.again.tasks:
             await self._nix.release(name, candidate.store_path if candidate is not None else None)
 
     async def sweep(self) -> None:
@@ -165,12 +176,20 @@ class Builds:
             await asyncio.to_thread(shutil.rmtree, tree, ignore_errors=True)
 
     async def _fail(self, candidate: Candidate, text: str) -> None:
+        self._rests[candidate.agent] = self._clock.monotonic() + REST_S
         await self._append_log(candidate.proposal, [f"failed: {text}"])
         try:
             async with self._store.state.transaction() as tx:
                 await deployments.fail(tx, candidate, f"the build failed: {text}")
         except OperatorError as conflict:  # cancelled or superseded in the same moment
             log.info("build.outrun", proposal=candidate.proposal, why=conflict.message)
+        del self._rests[candidate.agent]
+
+
+def _unseen(task: asyncio.Task[None]) -> None:
+    """An error that nobody awaits: what a build met could not be written down."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("build.unrecorded", task=task.get_name(), error=f"{type(error).__name__}: {error}")
 
 
 async def _end(going: _Going) -> None:

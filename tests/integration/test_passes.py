@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from reconciler.effects.protocols import ContainerStatus
 from reconciler.errors import TemporaryError
 from reconciler.model.names import AgentName
 from reconciler.model.states import ProposalState
+from reconciler.passes.builds import REST_S
 from reconciler.plan.facts import Bounds
 from reconciler.plan.steps import Outcome, Settled, Waiting
+from reconciler.store import deployments
 from tests.fakes.containers import FakeContainers
 from tests.fakes.faults import Died
 from tests.fakes.unixhttp import until
@@ -81,6 +84,29 @@ async def test_a_build_that_was_taken_back_is_ended_by_the_next_pass(bench: Pass
     assert not bench.builds.running(SMITH)
     assert (bench.nix.builds, bench.nix.held) == ([], {})
     assert await bench.state_of(proposal) is ProposalState.CANCELLED
+
+
+@pytest.mark.asyncio
+async def test_a_failed_build_that_cannot_be_written_down_is_not_repeated_without_end(
+    bench: PassBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def disk_full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    bench.nix.broken.add(SMITH)
+    proposal = await bench.approve("opus")
+    with monkeypatch.context() as patch:
+        patch.setattr(deployments, "fail", disk_full)
+        await bench.passes.run_pass(SMITH)
+        (task,) = bench.builds.tasks.values()
+        await asyncio.wait([task])
+        for _ in range(3):
+            with pytest.raises(TemporaryError, match="could not be written down"):
+                await bench.passes.run_pass(SMITH)
+        assert not bench.builds.tasks
+    await bench.clock.sleep(REST_S)
+    await bench.settle()
+    assert await bench.state_of(proposal) is ProposalState.FAILED
 
 
 @pytest.mark.asyncio
