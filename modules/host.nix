@@ -1,7 +1,6 @@
 # The host module: users, the configuration file, and the three units hived, hive-gateway and hive-ui.
 #
-# First version. Not in it yet: agents declared in the host's configuration, the systemd driver's template unit,
-# the egress proxy, the D-Bus policy.
+# First version. Not in it yet: agents declared in the host's configuration, the egress proxy.
 {
   config,
   lib,
@@ -101,6 +100,7 @@ let
   };
 
   python = module: "${cfg.python}/bin/python -m ${module}";
+  agentUnit = "${cfg.python}/bin/python -S -P -m reconciler.effects.containers.unit";
 in
 {
   imports = [ ./options.nix ];
@@ -188,6 +188,48 @@ in
         SystemCallArchitectures = "native";
         UMask = "0077";
       };
+    };
+
+    # One per agent, started by hived over D-Bus. Says the same as reconciler/effects/containers/unitfile.py.
+    systemd.services."hive-agent@" = lib.mkIf (cfg.driver == "systemd") {
+      description = "hyperhive: the agent %i";
+      before = [ "hived.service" ];
+      startLimitIntervalSec = 0;
+      # Agents are restarted by hived, at the end of a turn; a switch of the host leaves them alone.
+      restartIfChanged = false;
+      stopIfChanged = false;
+      environment = {
+        PYTHONPATH = "${cfg.source}";
+        PYTHONPYCACHEPREFIX = "${cfg.stateDir}/containers/.compiled";
+      };
+      serviceConfig =
+        let
+          command = verb: "${agentUnit} ${verb} ${cfg.stateDir}/containers/%i";
+        in
+        {
+          Type = "notify";
+          NotifyAccess = "main";
+          ExecStart = command "start";
+          ExecStop = "-${command "stop"}";
+          ExecStopPost = "-${command "ended"}";
+          Restart = "no";
+          KillMode = "mixed";
+          KillSignal = "SIGTERM";
+          TimeoutStartSec = 20;
+          TimeoutStopSec = 15;
+          Slice = "hive.slice";
+          Delegate = "yes";
+          OOMPolicy = "continue";
+          OOMScoreAdjust = 300;
+          UMask = "0077";
+          StandardInput = "null";
+          StandardOutput = "journal";
+          StandardError = "journal";
+          SyslogIdentifier = "hive-%i";
+          SyslogLevelPrefix = "no";
+          LogRateLimitIntervalSec = 10;
+          LogRateLimitBurst = 2000;
+        };
     };
 
     systemd.services.hive-gateway = {

@@ -103,13 +103,19 @@ class Yard:
         venv.mkdir(parents=True)
         (package / "__main__.py").write_text(HARNESS)
         (venv / "python").symlink_to("/usr/bin/python3")
+        plain_root(path / "root")
+        return cls.at(path, driver)
+
+    @classmethod
+    def at(cls, path: Path, driver: Literal["shim", "systemd"] = "shim") -> Yard:
+        """A place that was made before."""
         config = Config(
             state_dir=str(path / "state"),
             run_dir=str(path / "run"),
             driver=driver,
-            harness=Harness(package=str(package), venv=str(path / "venv")),
+            harness=Harness(package=str(path / "package"), venv=str(path / "venv")),
         )
-        return cls(path, config, plain_root(path / "root"), RealHostFiles(config))
+        return cls(path, config, path / "root", RealHostFiles(config))
 
     def driver(self) -> ShimContainers:
         """A driver as a daemon just started has it."""

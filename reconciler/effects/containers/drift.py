@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -17,8 +19,8 @@ import structlog
 from reconciler.config import Config
 from reconciler.effects.bus import Typed
 from reconciler.effects.containers import unitfile
-from reconciler.effects.containers.record import Order
-from reconciler.effects.containers.units import UnitFacts, Units
+from reconciler.effects.containers.record import START, Order
+from reconciler.effects.containers.units import UnitFacts, Units, UnitSetup
 from reconciler.errors import PermanentError
 
 log = structlog.get_logger("units")
@@ -28,6 +30,10 @@ _RUNTIME, _ADMIN = Path("/run"), Path("/etc")
 _CONTROL = _RUNTIME / "systemd/system.control"
 _OWN = frozenset({"50-MemoryMax.conf", "50-MemorySwapMax.conf", "50-TasksMax.conf", "50-CPUQuota.conf"})
 _SAVED = ".hive-saved"
+_FOLDERS = tuple(
+    root / "systemd" / kind for root in (_RUNTIME, _ADMIN) for kind in ("system", "system.control")
+)
+_TRUST_S = 60.0
 
 
 def properties(order: Order) -> dict[str, Typed]:
@@ -46,45 +52,70 @@ def forget(unit: str) -> None:
     shutil.rmtree(_CONTROL / f"{unit}.d", ignore_errors=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a look at a unit found, and what the files were like then."""
+
+    files: tuple[object, ...]
+    until: float
+    differs: tuple[str, ...]
+
+
 class Drift:
-    """Compares units with what `config` and their orders say."""
+    """Compares units with what `config` and their orders say. How systemd has set a unit up changes only when
+    files change, so it is asked again when they did, and once a minute."""
 
     def __init__(self, config: Config, units: Units) -> None:
         self._wanted = unitfile.text(config)
+        self._orders = Path(config.state_dir) / "containers"
         self._units = units
         self._told: set[str] = set()
+        self._seen: dict[str, _Seen] = {}
 
-    def of(self, unit: str, facts: UnitFacts | None, order: Order | None) -> tuple[str, ...]:
+    async def of(self, name: str, facts: UnitFacts | None, order: Order | None) -> tuple[str, ...]:
         """What differs and can be mended, in words; empty if nothing does."""
-        found = self._of_file()
+        unit = unitfile.unit_name(name)
         if facts is None or order is None:
-            return tuple(found)
-        if facts.needs_reload:
+            self._seen.pop(unit, None)
+            return tuple(self._of_file())
+        files = (facts.invocation, facts.active, *_files(unit, self._orders / name / START))
+        seen, now = self._seen.get(unit), time.monotonic()
+        if seen is None or seen.files != files or now > seen.until:
+            setup = await self._units.setup(unit)
+            differs = () if setup is None else self._differs(unit, setup, facts, order)
+            seen = self._seen[unit] = _Seen(files, now + _TRUST_S, differs)
+        return seen.differs
+
+    def _differs(self, unit: str, setup: UnitSetup, facts: UnitFacts, order: Order) -> tuple[str, ...]:
+        found = self._of_file()
+        if setup.needs_reload:
             found.append("systemd has not read what changed on disk")
-        for path in _foreign(unit, facts):
+        for path in _foreign(unit, setup):
             what = f"{path} is not the hive's"
             if self._can_mend(path, what):
                 found.append(what)
         if facts.is_alive:
             for key, value in _limits(order).items():
-                if getattr(facts, key) != value:
-                    found.append(f"{key} is {getattr(facts, key)} instead of {value}")
+                if getattr(setup, key) != value:
+                    found.append(f"{key} is {getattr(setup, key)} instead of {value}")
         return tuple(found)
 
-    async def mend(self, unit: str, order: Order | None) -> None:
+    async def mend(self, name: str, order: Order | None) -> None:
         """Mend what `of` says; nothing to do if it says nothing."""
+        unit = unitfile.unit_name(name)
         await self.mend_file()
-        facts = await self._units.find(unit)
-        if facts is None:
+        self._seen.pop(unit, None)
+        facts, setup = await self._units.find(unit), await self._units.setup(unit)
+        if facts is None or setup is None:
             return
-        foreign = [path for path in _foreign(unit, facts) if self._can_mend(path)]
+        foreign = [path for path in _foreign(unit, setup) if self._can_mend(path)]
         for path in foreign:
             with contextlib.suppress(FileNotFoundError):
                 if path.is_relative_to(_RUNTIME):
                     path.unlink()
                 else:
                     path.rename(path.with_name(path.name + _SAVED))
-        if foreign or facts.needs_reload:
+        if foreign or setup.needs_reload:
             await self._units.reload()
         if order is not None and facts.is_alive:
             await self._units.set_properties(unit, properties(order))
@@ -137,8 +168,25 @@ def _limits(order: Order) -> dict[str, int]:
     }
 
 
-def _foreign(unit: str, facts: UnitFacts) -> list[Path]:
+def _foreign(unit: str, setup: UnitSetup) -> list[Path]:
     """Files that shape the unit besides its template and limits; not those for all services."""
     own = {str(_CONTROL / f"{unit}.d" / name) for name in _OWN} | {str(_FILE), ""}
-    paths = [Path(path) for path in (facts.fragment, *facts.drop_ins) if path not in own]
+    paths = [Path(path) for path in (setup.fragment, *setup.drop_ins) if path not in own]
     return [path for path in paths if path.parent.name != "service.d"]
+
+
+def _files(unit: str, order: Path) -> tuple[object, ...]:
+    """What changes when somebody changes the unit's files, its drop-ins or its order."""
+    places = [_FILE, order]
+    for name in (unit, unitfile.TEMPLATE):
+        for folder in _FOLDERS:
+            places += [folder / name, folder / f"{name}.d"]
+    return tuple(_stamp(place) for place in places)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

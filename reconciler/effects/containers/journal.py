@@ -16,13 +16,14 @@ _TIMEOUT_S = 10.0
 _MAX_BYTES = 8 * 1024 * 1024
 
 
-async def last_lines(invocation: str, lines: int) -> Sequence[str]:
-    """Oldest first, each cut at 2000 characters; fewer than asked for when they are very long."""
+async def last_lines(invocation: str, lines: int, *, over: bool) -> Sequence[str]:
+    """Oldest first, each cut at 2000 characters; fewer than asked for when they are very long. `over`: no
+    more will come, so what is still on its way to the journal is waited for."""
     if lines <= 0:
         return []
-    # What was just written may still be on its way; best effort, as a busy journal is no reason to fail.
-    with contextlib.suppress(CommandError):
-        await process.run(["journalctl", "--sync"], timeout_s=_TIMEOUT_S)
+    if over:
+        with contextlib.suppress(CommandError):  # a busy journal is no reason to fail
+            await process.run(["journalctl", "--sync"], timeout_s=_TIMEOUT_S)
     while True:
         try:
             done = await process.run(

@@ -38,6 +38,7 @@ _CLEANUP_S = 12.0
 _FREEZE_S = 2.0
 _RETRY_S = 0.2
 _AGENT_UNIT = re.compile(r"hive-agent@([a-z][a-z0-9-]{0,30})\.service")
+_ALL = "hive-agent@*.service"
 _FOREIGN = "container@*.service"
 _FOREIGN_UNIT = re.compile(r"container@.+\.service")
 
@@ -75,28 +76,51 @@ class SystemdContainers:
         """From systemd, the record and /proc; the record last, as its writer is done before systemd is."""
         if self._is_of_shim(name):
             return await self._shim.status(name)
+        return await self._status(name, await self._units.find(unitfile.unit_name(name)))
+
+    async def statuses(self) -> Mapping[AgentName, ContainerStatus]:
+        """One list of systemd's for all; what runs as its record says is not asked for one by one."""
+        listed = await self._units.listed(_ALL)
+        found: dict[AgentName, ContainerStatus] = {}
+        for name in self._names(listed):
+            unit = unitfile.unit_name(name)
+            steady = None if self._is_of_shim(name) else self._steady(name, listed.get(unit))
+            if steady is not None or (unit not in listed and not self._is_of_shim(name)):
+                found[name] = await self._status(name, steady)
+            else:
+                found[name] = await self.status(name)
+        return found
+
+    def _steady(self, name: AgentName, listed: tuple[str, str] | None) -> UnitFacts | None:
+        """The facts of a unit that is active in systemd's list, and whose recorded process lives."""
+        found = record.read_record(self._directory(name))
+        if listed != ("active", "running") or found is None or found.nspawn is None:
+            return None
+        if found.phase != "running" or found.world != proc.world_id() or not found.nspawn.is_alive():
+            return None
+        groups = cgroups.of_unit(found.nspawn.pid, unitfile.unit_name(name))
+        freezer = "frozen" if cgroups.is_frozen(groups) else "running"
+        return UnitFacts("active", found.invocation, found.nspawn.pid, freezer)
+
+    async def _status(self, name: AgentName, facts: UnitFacts | None) -> ContainerStatus:
         unit = unitfile.unit_name(name)
-        facts = await self._units.find(unit)
         found = record.read_record(self._directory(name))
         order = self._order(name)
-        differs = self._drift.of(unit, facts, order)
         if facts is not None and facts.is_alive:
-            return _living(unit, facts, found, order, differs)
+            return _living(unit, facts, found, order, await self._drift.of(name, facts, order))
         if facts is not None and facts.invocation and (not found or found.invocation != facts.invocation):
             return _unrecorded(unit, facts, order)
         if found is None:
             return ContainerStatus(phase="absent")
-        return _ended(unit, facts, found, differs)
-
-    async def statuses(self) -> Mapping[AgentName, ContainerStatus]:
-        """One after the other, several at a time."""
-        names = await self.list()
-        return dict(zip(names, await asyncio.gather(*(self.status(name) for name in names)), strict=True))
+        return _ended(unit, facts, found, await self._drift.of(name, facts, order))
 
     async def list(self) -> Sequence[AgentName]:
         """Names with a record or a living unit, sorted."""
+        return self._names(await self._units.listed(_ALL))
+
+    def _names(self, listed: Mapping[str, tuple[str, str]]) -> Sequence[AgentName]:
         names = {path.parent.name for path in self._root.glob(f"*/{record.RECORD}")}
-        for unit, (active, _) in (await self._units.listed("hive-agent@*.service")).items():
+        for unit, (active, _) in listed.items():
             if (found := _AGENT_UNIT.fullmatch(unit)) and active not in {"inactive", "failed"}:
                 names.add(found[1])
         return [AgentName(name) for name in sorted(names)]
@@ -110,7 +134,8 @@ class SystemdContainers:
         invocation = facts.invocation if facts is not None else ""
         if not invocation and found is not None:
             invocation = found.invocation
-        return await journal.last_lines(invocation, lines) if invocation else []
+        over = facts is None or not facts.is_alive
+        return await journal.last_lines(invocation, lines, over=over) if invocation else []
 
     # ------------------------------------------------------------------------------------------- acting
     async def start(self, spec: ContainerSpec) -> ContainerStatus:
@@ -218,7 +243,7 @@ class SystemdContainers:
         """Mend the unit file, drop-ins and limits; see `drift`."""
         async with self._locks[name]:
             if not self._is_of_shim(name):
-                await self._drift.mend(unitfile.unit_name(name), self._order(name))
+                await self._drift.mend(name, self._order(name))
 
     async def forbid_user_namespaces(self, name: AgentName) -> None:
         """See `userns.forbid`."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from reconciler.effects.bus import Bus, Call, Signal, Typed
 from reconciler.errors import HiveError, PermanentError
@@ -32,25 +32,37 @@ MATCHES = (
     ),
 )
 
+_T = TypeVar("_T")
 ALIVE = frozenset({"activating", "active", "reloading", "deactivating"})
 
 
 @dataclass(frozen=True, slots=True)
 class UnitFacts:
-    """A loaded unit as systemd tells it. `invocation` is empty if it was never started; `main_status` is an
-    exit code or a signal, by `killed`; times are epoch seconds, 0 if there is none; `job` is the id of its
-    pending job, 0 without; sizes are bytes, `cpu_us` processor microseconds per second, None for no limit."""
+    """A loaded unit as systemd tells it. `invocation` is empty if it was never started, `main_pid` 0 without
+    a main process; `job` is the id of its pending job, 0 without. Of its end: `main_status` is an exit code
+    or a signal, by `killed`; times are epoch seconds, 0 if there is none."""
 
     active: str
-    sub: str
     invocation: str
-    result: str
-    main_pid: int
-    killed: bool
-    main_status: int
-    main_exited_at: float
-    freezer: str
-    job: int
+    main_pid: int = 0
+    freezer: str = "running"
+    job: int = 0
+    result: str = ""
+    killed: bool = False
+    main_status: int = 0
+    main_exited_at: float = 0.0
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether systemd has processes of it, or is about to."""
+        return self.active in ALIVE
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSetup:
+    """How a loaded unit is set up: its file, its drop-ins, whether systemd has yet to read them, and its
+    limits (bytes, tasks, processor microseconds per second; None: no limit)."""
+
     fragment: str
     drop_ins: tuple[str, ...]
     needs_reload: bool
@@ -58,11 +70,6 @@ class UnitFacts:
     swap_max: int | None
     tasks_max: int | None
     cpu_us: int | None
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether systemd has processes of it, or is about to."""
-        return self.active in ALIVE
 
 
 class Units:
@@ -74,11 +81,18 @@ class Units:
     # ------------------------------------------------------------------------------------------- reading
     async def find(self, unit: str) -> UnitFacts | None:
         """The unit if it is loaded; else None: it does not run, and nothing is known of an earlier run."""
+        return await self._of_loaded(unit, self._facts)
+
+    async def setup(self, unit: str) -> UnitSetup | None:
+        """How it is set up, if it is loaded."""
+        return await self._of_loaded(unit, self._setup)
+
+    async def _of_loaded(self, unit: str, read: Callable[[str], Awaitable[_T]]) -> _T | None:
         path = await self.path(unit)
         if path is None:
             return None
         try:
-            return await self._facts(path)
+            return await read(path)
         except PermanentError as error:
             if error.code in {"no-such-unit", "no-such-object", "bus-unknown"}:
                 return None  # unloaded meanwhile
@@ -105,23 +119,28 @@ class Units:
         return "" if path is None else str(await self._get(path, _SERVICE, "Result"))
 
     async def _facts(self, path: str) -> UnitFacts:
-        keys = (
-            *((_UNIT, key) for key in _UNIT_KEYS),
-            *((_SERVICE, key) for key in _SERVICE_KEYS),
-        )
-        values = await asyncio.gather(*(self._get(path, interface, key) for interface, key in keys))
-        found: dict[str, Any] = {key: value for (_, key), value in zip(keys, values, strict=True)}
-        return UnitFacts(
+        found = await self._values(path, _STATE_KEYS)
+        facts = UnitFacts(
             active=found["ActiveState"],
-            sub=found["SubState"],
             invocation=bytes(found["InvocationID"]).hex(),
-            result=found["Result"],
             main_pid=found["MainPID"],
+            freezer=found["FreezerState"],
+            job=found["Job"][0],
+        )
+        if facts.is_alive:
+            return facts
+        found = await self._values(path, _END_KEYS)
+        return replace(
+            facts,
+            result=found["Result"],
             killed=found["ExecMainCode"] in _KILLED,
             main_status=found["ExecMainStatus"],
             main_exited_at=found["ExecMainExitTimestamp"] / 1e6,
-            freezer=found["FreezerState"],
-            job=found["Job"][0],
+        )
+
+    async def _setup(self, path: str) -> UnitSetup:
+        found = await self._values(path, _SETUP_KEYS)
+        return UnitSetup(
             fragment=found["FragmentPath"],
             drop_ins=tuple(found["DropInPaths"]),
             needs_reload=found["NeedDaemonReload"],
@@ -130,6 +149,12 @@ class Units:
             tasks_max=_limit(found["TasksMax"]),
             cpu_us=_limit(found["CPUQuotaPerSecUSec"]),
         )
+
+    async def _values(self, path: str, keys: Sequence[str]) -> dict[str, Any]:
+        values = await asyncio.gather(
+            *(self._get(path, _UNIT if key in _OF_UNIT else _SERVICE, key) for key in keys)
+        )
+        return dict(zip(keys, values, strict=True))
 
     async def _get(self, path: str, interface: str, key: str) -> Any:
         (value,) = await self._bus.call(Call(_SYSTEMD, path, _PROPERTIES, "Get", "ss", (interface, key)))
@@ -228,13 +253,14 @@ class Units:
                 look = True
 
 
-_UNIT_KEYS = (
-    "ActiveState", "SubState", "InvocationID", "FreezerState", "Job", "FragmentPath", "DropInPaths",
-    "NeedDaemonReload",
-)  # fmt: skip
-_SERVICE_KEYS = (
-    "Result", "MainPID", "ExecMainCode", "ExecMainStatus", "ExecMainExitTimestamp", "MemoryMax",
-    "MemorySwapMax", "TasksMax", "CPUQuotaPerSecUSec",
+_OF_UNIT = frozenset({
+    "ActiveState", "InvocationID", "FreezerState", "Job", "FragmentPath", "DropInPaths", "NeedDaemonReload",
+})  # fmt: skip
+_STATE_KEYS = ("ActiveState", "InvocationID", "FreezerState", "Job", "MainPID")
+_END_KEYS = ("Result", "ExecMainCode", "ExecMainStatus", "ExecMainExitTimestamp")
+_SETUP_KEYS = (
+    "FragmentPath", "DropInPaths", "NeedDaemonReload", "MemoryMax", "MemorySwapMax", "TasksMax",
+    "CPUQuotaPerSecUSec",
 )  # fmt: skip
 _KILLED = {2, 3}  # CLD_KILLED, CLD_DUMPED
 _NO_LIMIT = (1 << 64) - 1
@@ -272,4 +298,4 @@ def _limit(value: int) -> int | None:
     return None if value >= _NO_LIMIT else value
 
 
-__all__ = ["ALIVE", "GREETING", "MATCHES", "UnitFacts", "Units", "changed", "unit_of"]
+__all__ = ["ALIVE", "GREETING", "MATCHES", "UnitFacts", "UnitSetup", "Units", "changed", "unit_of"]
