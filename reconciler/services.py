@@ -188,7 +188,13 @@ class Events(Protocol):
     """History and its live stream."""
 
     async def list(
-        self, *, after: int | None, agent: str | None, kind: str | None, limit: int
+        self,
+        *,
+        after: int | None,
+        agent: str | None,
+        kind: str | None,
+        limit: int,
+        before: int | None = None,
     ) -> api.EventList: ...
     def stream(self, *, after: int | None) -> AsyncIterator[api.Event]:
         """Replay from `after`, then live. A slow reader gets one event of kind `resync` and the end."""

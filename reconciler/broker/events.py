@@ -104,15 +104,29 @@ class EventLog:
 
     # ------------------------------------------------------------------------------------------------ reading
     async def list(
-        self, *, after: int | None, agent: str | None, kind: str | None, limit: int
+        self,
+        *,
+        after: int | None,
+        agent: str | None,
+        kind: str | None,
+        limit: int,
+        before: int | None = None,
     ) -> api.EventList:
-        """Oldest first above `after`; without it, the newest `limit` of them. `next` is the cursor for more,
-        None when the page was not full."""
+        """Oldest first above `after`; without it, the newest `limit` of them (below `before`). `next` is the
+        cursor for more, None when the page was not full.
+
+        That a turn goes on is told so often that it hides all else: `turn.event` is left out unless an agent
+        or a kind is asked for.
+        """
         limit = max(1, min(limit, LIST_MAX))
+        hints = agent is not None or kind is not None
         if after is None:
-            rows = await sql.newest(self._store.events, agent=agent, kind=kind, limit=limit)
-            return api.EventList(items=[_event(row) for row in rows])
-        rows = await sql.after(self._store.events, after, agent=agent, kind=kind, limit=limit)
+            rows = await sql.newest(
+                self._store.events, before=before, agent=agent, kind=kind, hints=hints, limit=limit
+            )
+            full = len(rows) == limit
+            return api.EventList(items=[_event(row) for row in rows], next=rows[0]["id"] if full else None)
+        rows = await sql.after(self._store.events, after, agent=agent, kind=kind, hints=hints, limit=limit)
         return api.EventList(
             items=[_event(row) for row in rows], next=rows[-1]["id"] if len(rows) == limit else None
         )

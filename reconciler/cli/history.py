@@ -11,17 +11,22 @@ from reconciler.cli.console import Console, ago, cell, clock, thousands, usd
 from reconciler.cli.failure import Exit, Unreachable
 
 COME_BACK_S = 1.0
+HINTS = {"turn.event"}  # they hide all else: shown when an agent or a kind is asked for
 
 
 def events(options: Namespace, console: Console) -> int:
     """`hive events`"""
     hive = Hive()
-    after = options.after
-    if after is None:  # the newest ones: the API counts from the other end
-        after = max(0, hive.get("/status")["last_event_id"] - options.limit)
-    found = hive.get("/events", after=after, agent=options.agent, kind=options.kind, limit=options.limit)
+    # Without --after the newest are read, and nothing between them and the end is of interest.
+    end = hive.get("/status")["last_event_id"] if options.follow and options.after is None else 0
+    found = hive.get(
+        "/events", after=options.after, agent=options.agent, kind=options.kind, limit=options.limit
+    )
     if options.follow:
-        _follow(hive, after, options, console)
+        for event in found["items"]:
+            _say(event, options, console)
+        shown = found["items"][-1]["id"] if found["items"] else options.after or 0
+        _follow(hive, max(end, shown), options, console)
     if options.json:
         console.document(found)
         return Exit.DONE
@@ -52,6 +57,8 @@ def _follow(hive: Hive, after: int, options: Namespace, console: Console) -> Non
 
 def _say(event: Json, options: Namespace, console: Console) -> None:
     if options.agent not in {None, event["agent"]} or options.kind not in {None, event["kind"]}:
+        return
+    if event["kind"] in HINTS and options.agent is None and options.kind is None:
         return
     if options.json:
         console.json_line(event)

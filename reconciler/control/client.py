@@ -144,11 +144,12 @@ class ControlClient:
         self,
         *,
         after: int | None = None,
+        before: int | None = None,
         agent: str | None = None,
         kind: str | None = None,
         limit: int | None = None,
     ) -> api.EventList:
-        query: _Query = {"after": after, "agent": agent, "kind": kind, "limit": limit}
+        query: _Query = {"after": after, "before": before, "agent": agent, "kind": kind, "limit": limit}
         return await self._get(api.EventList, "/events", query)
 
     async def audit(self, *, before: int | None = None, limit: int | None = None) -> api.AuditList:

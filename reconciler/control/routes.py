@@ -308,12 +308,16 @@ _HISTORY_ROUTES = (
     Route(
         "GET",
         "/v1/events",
-        "What happened, oldest first.",
+        "What happened, oldest first: after an id, or the newest (`turn.event` only with `agent` or `kind`).",
         api.EventList,
         lambda c: c.services.events.list(
-            after=c.number("after"), agent=c.text("agent"), kind=c.text("kind"), limit=c.count("limit")
+            after=c.number("after"),
+            agent=c.text("agent"),
+            kind=c.text("kind"),
+            limit=c.count("limit"),
+            before=c.number("before"),
         ),
-        query=(_AFTER, _AGENT, _KIND, _LIMIT),
+        query=(_AFTER, _BEFORE, _AGENT, _KIND, _LIMIT),
     ),
     Route(
         "GET",

@@ -23,7 +23,7 @@ from reconciler.effects.protocols import (
 from reconciler.errors import PermanentError, TemporaryError
 from reconciler.model.names import AgentName
 from reconciler.model.spec import Limits
-from reconciler.model.states import Role
+from reconciler.model.states import ProposalState, Role
 from reconciler.passes.builds import Builds
 from reconciler.passes.endings import LOG_LINES, Endings, Voice
 from reconciler.passes.rebuilds import Lost
@@ -215,16 +215,15 @@ class Applier:
         assert step.toplevel is not None, "a start names what it starts"
         manager = facts.role is Role.MANAGER
         await self._host_files.ensure_agent(name, facts.uid_base, manager=manager)
-        candidate = facts.candidate
-        if (
-            candidate is not None
-            and candidate.state_digest is not None
-            and candidate.store_path == step.toplevel
-        ):
+        candidate, current = facts.candidate, facts.desired.current
+        probed = candidate is not None and candidate.state is ProposalState.ACTIVATING
+        if candidate is None or not probed or candidate.store_path != step.toplevel:
+            candidate = None  # what starts is not what is being deployed
+        if candidate is not None and candidate.state_digest is not None:
             tar = self._paths.staged / f"{candidate.proposal}.tar"
             await self._host_files.unpack_state(name, facts.uid_base, tar, candidate.state_digest)
         async with self._store.state.transaction() as tx:
-            await deployments.record_start(tx, name)
+            await deployments.record_start(tx, name, candidate.proposal if candidate is not None else None)
         started = await self._containers.start(
             ContainerSpec(
                 name=name,
@@ -236,11 +235,8 @@ class Applier:
                 limits=Limits.model_validate(facts.limits_spec.get("limits", {})),
             )
         )
-        current = facts.desired.current
-        if candidate is not None and candidate.store_path == step.toplevel:
-            generation = candidate.generation
-        else:
-            generation = current.generation if current is not None else None
+        of = candidate or current
+        generation = of.generation if of is not None else None
         async with self._store.state.transaction() as tx:
             await deployments.tell_start(tx, name, generation, started.invocation, step.reason)
 

@@ -291,9 +291,12 @@ async def intend_stop(tx: Tx, name: AgentName, invocation: str) -> None:
     await tx.run("UPDATE agents SET stop_intent = ? WHERE name = ?", invocation, name)
 
 
-async def record_start(tx: Tx, name: AgentName) -> None:
-    """A start serves every restart that was asked for before it."""
+async def record_start(tx: Tx, name: AgentName, probed: int | None) -> None:
+    """A start serves every restart that was asked for before it; with it begins the probing of proposal
+    `probed`."""
     await tx.run("UPDATE agents SET restart_done = restart_wanted WHERE name = ?", name)
+    if probed is not None:
+        await tx.run("INSERT OR REPLACE INTO proposal_progress VALUES (?, 'probing', ?)", probed, tx.now)
 
 
 async def tell_start(

@@ -45,26 +45,38 @@ async def insert(
 
 
 async def after(
-    reader: Reader, cursor: int, *, agent: str | None = None, kind: str | None = None, limit: int
+    reader: Reader,
+    cursor: int,
+    *,
+    agent: str | None = None,
+    kind: str | None = None,
+    hints: bool = True,
+    limit: int,
 ) -> Sequence[Row]:
-    """Events with an id above `cursor`, oldest first."""
+    """Events with an id above `cursor`, oldest first; `hints`: those, too, that only say that a turn goes
+    on."""
     return await reader.all(
         "SELECT * FROM events WHERE id > ?1 AND (?2 IS NULL OR agent = ?2) AND (?3 IS NULL OR kind = ?3) "
-        "ORDER BY id LIMIT ?4",
+        "AND (?4 OR kind <> 'turn.event') ORDER BY id LIMIT ?5",
         cursor,
         agent,
         kind,
+        hints,
         limit,
     )
 
 
-async def newest(reader: Reader, *, agent: str | None, kind: str | None, limit: int) -> Sequence[Row]:
-    """The last ones, oldest first."""
+async def newest(
+    reader: Reader, *, before: int | None, agent: str | None, kind: str | None, hints: bool, limit: int
+) -> Sequence[Row]:
+    """The last ones, with an id below `before` if given, oldest first; `hints` as for `after`."""
     rows = await reader.all(
         "SELECT * FROM events WHERE (?1 IS NULL OR agent = ?1) AND (?2 IS NULL OR kind = ?2) "
-        "ORDER BY id DESC LIMIT ?3",
+        "AND (?3 IS NULL OR id < ?3) AND (?4 OR kind <> 'turn.event') ORDER BY id DESC LIMIT ?5",
         agent,
         kind,
+        before,
+        hints,
         limit,
     )
     return list(reversed(rows))

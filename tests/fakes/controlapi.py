@@ -264,14 +264,24 @@ class FakeControlApi:
         return api.Why(agent=proposal.agent, chain=self.world.chains.get(proposal.id, []))
 
     def _events(self, request: web.Request) -> api.EventList:
-        after, limit = int(request.query.get("after", 0)), int(request.query.get("limit", 50))
-        agent, kind = request.query.get("agent"), request.query.get("kind")
+        given = request.query
+        after, before, limit = (int(given.get(name, -1)) for name in ("after", "before", "limit"))
+        agent, kind = given.get("agent"), given.get("kind")
         found = [
             e
             for e in self.world.events
-            if e.id > after and (agent is None or e.agent == agent) and (kind is None or e.kind == kind)
+            if (agent is None or e.agent == agent)
+            and (kind is None or e.kind == kind)
+            and (agent or kind or e.kind != "turn.event")
+            and e.id > after
+            and (before < 0 or e.id < before)
         ]
-        return api.EventList(items=found[:limit])
+        limit = 50 if limit < 0 else limit
+        shown = found[:limit] if after >= 0 else found[-limit:]
+        more = len(found) > len(shown)
+        return api.EventList(
+            items=shown, next=(shown[-1].id if after >= 0 else shown[0].id) if more else None
+        )
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

@@ -490,9 +490,16 @@ class FakeEvents:
     fail: Exception | None = None
 
     async def list(
-        self, *, after: int | None, agent: str | None, kind: str | None, limit: int
+        self,
+        *,
+        after: int | None,
+        agent: str | None,
+        kind: str | None,
+        limit: int,
+        before: int | None = None,
     ) -> api.EventList:
-        return api.EventList(items=[e for e in self.history if e.id > (after or 0)][:limit])
+        found = [e for e in self.history if e.id > (after or 0) and (before is None or e.id < before)]
+        return api.EventList(items=found[:limit] if after is not None else found[-limit:])
 
     async def stream(self, *, after: int | None) -> AsyncIterator[api.Event]:
         try:

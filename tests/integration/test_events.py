@@ -324,7 +324,7 @@ async def test_lists_go_on_from_a_cursor_and_begin_with_the_newest_without_one(w
     for number in range(5):
         await world.events.publish("tick" if number % 2 else "tock", "smith", n=number)
     newest = await world.events.list(after=None, agent=None, kind=None, limit=2)
-    assert (numbers(newest.items), newest.next) == ([3, 4], None)
+    assert (numbers(newest.items), newest.next) == ([3, 4], newest.items[0].id)
     page = await world.events.list(after=0, agent="smith", kind="tock", limit=2)
     assert numbers(page.items) == [0, 2]
     rest = await world.events.list(after=page.next, agent="smith", kind="tock", limit=2)
@@ -349,3 +349,19 @@ async def test_a_build_log_is_bounded_read_after_a_cursor_and_announced(
     await world.events.append_build_log(7, ["six"])
     texts = [row["text"] for row in await history.build_log(world.store.events, 7, long["id"], 10)]
     assert texts == ["four", "[the log is too long: the rest is left out]"]
+
+
+async def test_that_a_turn_goes_on_is_listed_only_where_it_is_asked_for(world: World) -> None:
+    for number in range(6):
+        await world.events.publish("turn.event", "smith", turn=number)
+        await world.events.publish("tick", "smith", number=number)
+    plain = await world.events.list(after=None, agent=None, kind=None, limit=4)
+    assert [event.kind for event in plain.items] == ["tick"] * 4
+    older = await world.events.list(after=None, before=plain.next, agent=None, kind=None, limit=4)
+    assert ([event.data["number"] for event in older.items], older.next) == ([0, 1], None)
+    asked = [{"agent": "smith", "kind": None}, {"agent": None, "kind": "turn.event"}]
+    for filters in asked:
+        found = await world.events.list(after=0, limit=50, **filters)  # type: ignore[arg-type]
+        assert "turn.event" in {event.kind for event in found.items}
+    upwards = await world.events.list(after=0, agent=None, kind=None, limit=50)
+    assert {event.kind for event in upwards.items} == {"tick"}

@@ -277,6 +277,8 @@ async def test_every_start_is_told_with_its_generation_and_reason(bench: PassBen
     assert [start["invocation"] for start in starts] == [
         one.status.invocation for one in bench.containers.history
     ]
+    progress = await bench.store.state.all("SELECT state FROM proposal_progress ORDER BY at")
+    assert [row["state"] for row in progress] == ["building", "activating", "probing", "deployed"]
 
 
 @pytest.mark.asyncio

@@ -20,19 +20,15 @@ _KIND = re.compile(r"[a-z]+(\.[a-z_]+)?")
 
 
 async def _list(request: web.Request) -> dict[str, Any]:
-    """A page of the newest. hived lists events upwards from a cursor; this begins so many below the end."""
-    client = client_of(request)
-    end = cursor(request, "until")
-    if end is None:
-        end = (await client.status()).last_event_id
+    """A page of the newest, or of those below the id `until`."""
     agent, kind = named(request, "agent"), request.query.get("kind", "")
     kind = kind if _KIND.fullmatch(kind) else ""
-    start = max(0, end - PER_PAGE)
-    found = await client.events(after=start, agent=agent, kind=kind or None, limit=PER_PAGE)
-    shown = [event for event in reversed(found.items) if event.id <= end]
+    found = await client_of(request).events(
+        before=cursor(request, "until"), agent=agent, kind=kind or None, limit=PER_PAGE
+    )
     return {
-        "events": [(event, _brief(event)) for event in shown],
-        "older": start or None,
+        "events": [(event, _brief(event)) for event in reversed(found.items)],
+        "older": found.next,
         "of": agent,
         "kind": kind,
         "kinds": KINDS,

@@ -36,7 +36,7 @@ Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`.
 | GET /v1/questions | - | QuestionList | viewer |
 | POST /v1/questions/{id}/answer · …/cancel | Answer · Write | Question | operator |
 | GET /v1/drafts | - | DraftList | viewer |
-| GET /v1/events?after&agent&kind&limit | - | EventList | viewer |
+| GET /v1/events?after&before&agent&kind&limit | - | EventList | viewer |
 | GET /v1/stream (SSE, Last-Event-ID) | - | text/event-stream of Event | viewer |
 | GET /v1/audit?before&limit | - | AuditList | viewer |
 | POST /v1/login-links | NewLoginLink | LoginLink | operator, control.sock only |

@@ -18,7 +18,8 @@ class Event(Model):
 
 
 class EventList(Model):
-    """Oldest first after the cursor."""
+    """Oldest first. `next` is the `after` of the page that follows, or, when no `after` was given, the
+    `before` of the older one."""
 
     items: list[Event]
     next: int | None = None
