@@ -127,14 +127,14 @@ class MessageBroker:
 
     async def nap(self, agent: AgentName, request: wire.Nap) -> None:
         """No waking before `seconds` have passed; nothing if something urgent waits already."""
-        async with self._core.store.state.transaction() as tx:
+        async with self._core.store.state.quick() as tx:
             if await messages.urgent_waits(tx, agent):
                 return
             await agents.nap(tx, agent, tx.now + micros(request.seconds), request.reason)
             tx.after_commit(lambda: self._core.presence.touch(agent))
 
     async def set_status(self, agent: AgentName, request: wire.Status) -> None:
-        async with self._core.store.state.transaction() as tx:
+        async with self._core.store.state.quick() as tx:
             await agents.set_status(tx, agent, request.text)
             await tx.emit("agent.status", agent)
 

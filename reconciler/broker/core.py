@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -112,9 +113,11 @@ def must_be_operator(actor: Actor) -> None:
 
 
 def _serving(row: Row) -> Serving:
-    return Serving(
-        number=row["number"],
-        spec=Spec.model_validate_json(row["spec"]),
-        spec_json=json.loads(row["spec"]),
-        prompt=row["prompt"],
-    )
+    spec, raw = _parsed(row["spec"])
+    return Serving(number=row["number"], spec=spec, spec_json=raw, prompt=row["prompt"])
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(spec: str) -> tuple[Spec, dict[str, Any]]:
+    """Every message asks for its sender's. Not to be written to."""
+    return Spec.model_validate_json(spec), json.loads(spec)

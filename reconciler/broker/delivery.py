@@ -101,13 +101,13 @@ class Delivery:
 
     async def ack(self, agent: AgentName, lease: int) -> None:
         """The messages of a lease are consumed; nothing if they were."""
-        async with self._core.store.state.transaction() as tx:
+        async with self._core.store.state.quick() as tx:
             await self._check_lease(tx, agent, lease, "returned")
             await leases.ack(tx, lease)
 
     async def return_lease(self, agent: AgentName, lease: int) -> None:
         """The messages of a lease wait again, marked; nothing if they do."""
-        async with self._core.store.state.transaction() as tx:
+        async with self._core.store.state.quick() as tx:
             await self._check_lease(tx, agent, lease, "acked")
             await leases.give_back(tx, lease, failed=False)
             tx.after_commit(lambda: self._core.ring(agent))

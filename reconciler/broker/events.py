@@ -79,7 +79,7 @@ class EventLog:
     async def publish(self, kind: str, agent: str | None, **data: Any) -> int:
         """Write an event to the history and the stream at once; its id. Not for what belongs to a
         transaction of state.db: that is `Tx.emit`."""
-        async with self._store.events.transaction() as tx:
+        async with self._store.events.quick() as tx:
             event_id = await sql.insert(tx, ts=tx.now, agent=agent, kind=kind, data=data)
             assert event_id is not None, "only copies of the outbox can be there already"
             event = api.Event(id=event_id, ts=stamp(tx.now), agent=agent, kind=kind, data=data)

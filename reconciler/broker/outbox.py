@@ -88,7 +88,7 @@ class Outbox:
         rows = await outbox_sql.events(self._store.state, self._copied, BATCH)
         if not rows:
             return 0
-        async with self._store.events.transaction() as tx:
+        async with self._store.events.quick() as tx:
             for row in rows:
                 await self._copy(tx, row)
         self._copied = rows[-1]["id"]

@@ -61,7 +61,7 @@ class Sending:
     async def send(self, agent: AgentName, request: wire.SendMessage) -> wire.Sent:
         """An agent's message. A repeat with the same key answers with the same ids."""
         body = checked_body(request.body, AgentError)
-        async with self._core.store.state.transaction() as tx:
+        async with self._core.store.state.quick() as tx:
             known = await messages.with_key(tx, agent, request.key)
             if known:
                 if not _is_repeat(known, request.to, body):
@@ -124,7 +124,7 @@ class Sending:
         self, agent: AgentName, body: str, *, kind: str = "event", urgent: bool = False, key: str
     ) -> None:
         """A message from `system`; see `tell`."""
-        async with self._core.store.state.transaction() as tx:
+        async with self._core.store.state.quick() as tx:
             message = await tell(tx, agent, body, key=key, kind=kind, urgent=urgent)
             if message is not None:
                 row = await messages.get(tx, message)

@@ -15,7 +15,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -26,6 +26,7 @@ import aiosqlite
 from reconciler.errors import OperatorError, PermanentError
 from reconciler.model.states import ProposalState
 from reconciler.store import migrate
+from reconciler.store.groups import Groups, finish
 
 Row = aiosqlite.Row
 Value = str | int | float | bytes | None
@@ -75,8 +76,9 @@ class Reader(Protocol):
 class Tx:
     """An open write transaction. `now` is its instant in microseconds, the same for every row it writes."""
 
-    def __init__(self, connection: aiosqlite.Connection, now: int) -> None:
+    def __init__(self, connection: aiosqlite.Connection, now: int, *, inline: bool = False) -> None:
         self._connection = connection
+        self._raw: sqlite3.Connection | None = connection._conn if inline else None  # noqa: SLF001
         self._ended = False
         self._callbacks: list[Callable[[], None]] = []
         self.now = now
@@ -85,6 +87,9 @@ class Tx:
     async def run(self, sql: str, *values: Value) -> Written:
         """Execute one statement."""
         self._check()
+        if self._raw is not None:
+            done = self._raw.execute(sql, values)
+            return Written(done.lastrowid or 0, done.rowcount)
         async with self._connection.execute(sql, values) as cursor:
             return Written(cursor.lastrowid or 0, cursor.rowcount)
 
@@ -96,6 +101,8 @@ class Tx:
     async def all(self, sql: str, *values: Value) -> Sequence[Row]:
         """All rows."""
         self._check()
+        if self._raw is not None:
+            return self._raw.execute(sql, values).fetchall()
         return list(await self._connection.execute_fetchall(sql, values))
 
     def after_commit(self, callback: Callable[[], None]) -> None:
@@ -217,6 +224,7 @@ class Database:
         self._writer = writer
         self._readers = readers
         self._lock = asyncio.Lock()
+        self._groups = Groups(self._lock, writer, self._ends_well)
         self._now = now
         self.on_emit: Callable[[], None] = lambda: None
         self._closed = False
@@ -260,14 +268,16 @@ class Database:
         async with self._lock:
             if self._closed:
                 raise PermanentError(f"{self.path.name} is closed")
+            if self._groups.is_open:
+                await finish(self._groups.flush())
             tx = Tx(self._writer, int(self._now() * 1_000_000))
             try:
                 await self._writer.execute("BEGIN IMMEDIATE")
                 yield tx
             except BaseException:
-                await _finish(self._roll_back(tx))
+                await finish(self._roll_back(tx))
                 raise
-            await _finish(self._roll_back(tx) if dry_run else self._commit(tx))
+            await finish(self._roll_back(tx) if dry_run else self._commit(tx))
 
     async def _commit(self, tx: Tx) -> None:
         try:
@@ -275,9 +285,28 @@ class Database:
         except BaseException:
             await self._roll_back(tx)
             raise
+        self._ends_well(tx)
+
+    def _ends_well(self, tx: Tx) -> None:
         tx.end(committed=True)
         if tx.emitted:
             self.on_emit()
+
+    @contextlib.asynccontextmanager
+    async def quick(self) -> AsyncIterator[Tx]:
+        """A write transaction of a few short statements, which run in the thread of the caller and share
+        their commit with others like it that come at the same time.
+
+        Those others' callbacks may not have run yet when its body does: what `after_commit` writes here must
+        be nothing that a body reads (it may ring and touch). In all else it is a `transaction`.
+        """
+        async with self._groups.member(self._quick_begins) as tx:
+            yield tx
+
+    def _quick_begins(self) -> Tx:
+        if self._closed:
+            raise PermanentError(f"{self.path.name} is closed")
+        return Tx(self._writer, int(self._now() * 1_000_000), inline=True)
 
     async def _roll_back(self, tx: Tx) -> None:
         tx.end(committed=False)
@@ -320,7 +349,8 @@ class Database:
         """Give at most so many free pages back to the file system; a short write of its own."""
         async with self._lock:
             if not self._closed:
-                await _finish(self._vacuum(pages))
+                await finish(self._groups.flush())
+                await finish(self._vacuum(pages))
 
     async def _vacuum(self, pages: int) -> None:
         # As a script: `execute` stops after the first row, which is the first page.
@@ -350,6 +380,7 @@ class Database:
         if self._closed:
             return
         async with self._lock:
+            await finish(self._groups.flush())
             self._closed = True
             for _ in range(READERS):
                 await (await self._readers.get()).close()
@@ -366,26 +397,12 @@ def _sync(log: Path) -> None:
             os.close(descriptor)
 
 
-async def _finish(work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` to its end however often the caller is cancelled; the cancellation is raised after it."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    task.result()
-    if cancelled is not None:
-        raise cancelled
-
-
 async def _connect(path: Path, mode: str) -> aiosqlite.Connection:
     uri = f"file:{quote(str(path))}?mode={mode}"
     try:
         if mode == "rwc":
             migrate.create_private(path)
-        connection = await aiosqlite.connect(uri, uri=True, isolation_level=None)
+        connection = await aiosqlite.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
     except (OSError, sqlite3.OperationalError) as error:
         raise OperatorError(f"cannot open {path}: {error}", hint="look at its owner and mode") from error
     try:
