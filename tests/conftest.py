@@ -58,6 +58,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 ran[report.nodeid.split("/")[1]] += 1
     terminalreporter.section("what ran")
     terminalreporter.line(", ".join(f"{kind} {count}" for kind, count in sorted(ran.items())) or "nothing")
+    for report in terminalreporter.stats.get("passed", []):
+        for key, value in report.user_properties:
+            if key == "figure":  # `record_property("figure", …)`: what a test measured
+                terminalreporter.line(f"{report.nodeid.split('::')[0]}: {value}")
     for report in terminalreporter.stats.get("skipped", []):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
         terminalreporter.line(f"left out: {report.nodeid}: {reason.removeprefix('Skipped: ')}")

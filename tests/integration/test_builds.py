@@ -6,9 +6,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pwd
+import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from reconciler.passes.builds import Builds
 from reconciler.store import deployments
 from reconciler.store.db import Store
 from reconciler.store.deployments import Candidate
-from tests.integration.nix_kit import PrivateNix, needs_nix, private_nix
+from tests.integration.nix_kit import BUILD_USER, PrivateNix, needs_nix, private_nix
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.integration, needs_nix]
 SMITH, SCOUT, SCRIBE = (AgentName(name) for name in ("smith", "scout", "scribe"))
@@ -270,7 +272,9 @@ async def test_one_agent_is_built_one_after_the_other(hive: Hive) -> None:
 
 
 @pytest.mark.parametrize("end", [ProposalState.CANCELLED, ProposalState.SUPERSEDED])
-async def test_what_is_not_wanted_any_more_ends_at_once(hive: Hive, end: ProposalState) -> None:
+async def test_what_is_not_wanted_any_more_ends_at_once(
+    hive: Hive, end: ProposalState, record_property: Callable[[str, object], None]
+) -> None:
     proposal = await hive.approve(SMITH)
     await hive.look(SMITH)
     assert await hive.meeting.started() == "dep-smith"
@@ -281,10 +285,38 @@ async def test_what_is_not_wanted_any_more_ends_at_once(hive: Hive, end: Proposa
     client_s = time.monotonic() - began
     assert not hive.builds.running(SMITH)
     await until_no_builder()
-    print(f"the client ended after {client_s * 1000:.0f} ms, builders {time.monotonic() - began:.2f} s")
+    all_ms = (time.monotonic() - began) * 1000
+    record_property(
+        "figure", f"{end}: the client was gone after {client_s * 1000:.0f} ms, all {all_ms:.0f} ms"
+    )
     assert (await hive.row(proposal))["state"] == end
     assert "not wanted" in hive.logs[proposal][-1]
     assert list((hive.private.path / "state/clients").iterdir()) == list(hive.trees.iterdir()) == []
+
+
+async def test_a_client_has_limits_of_time_and_memory_and_no_rights(hive: Hive) -> None:
+    await hive.approve(SMITH)
+    await hive.look(SMITH)
+    await hive.meeting.started()
+    (client,) = [
+        process.parent
+        for process in Path("/proc").glob("[0-9]*/cmdline")
+        if f"specFile\0{hive.private.path}".encode() in _text(process)
+    ]
+    limits = _text(client / "limits").decode()
+    for name, limit in (("cpu time", 600), ("address space", 4 << 30), ("file size", 16 << 20)):
+        assert re.search(rf"Max {name} +{limit} +{limit} ", limits), limits
+    status = _text(client / "status").decode()
+    assert "NoNewPrivs:\t1" in status
+    assert re.search(r"CapEff:\t0+\n", status)
+    assert f"Uid:\t{pwd.getpwnam(BUILD_USER).pw_uid}\t" in status
+
+
+def _text(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 async def test_a_newer_approval_takes_the_place_of_a_build(hive: Hive) -> None:
@@ -310,7 +342,9 @@ async def test_a_queued_build_can_be_taken_back_and_takes_no_slot(hive: Hive) ->
     assert (hive.builds.running(SMITH), hive.builds.running(SCOUT)) == (True, True)
 
 
-async def test_the_end_of_hived_ends_all_builds(hive: Hive) -> None:
+async def test_the_end_of_hived_ends_all_builds(
+    hive: Hive, record_property: Callable[[str, object], None]
+) -> None:
     for name in (SMITH, SCOUT, SCRIBE):
         await hive.approve(name)
         await hive.look(name)
@@ -318,7 +352,9 @@ async def test_the_end_of_hived_ends_all_builds(hive: Hive) -> None:
     await hive.meeting.started()
     began = time.monotonic()
     await hive.builds.close()
-    print(f"all builds were ended after {(time.monotonic() - began) * 1000:.0f} ms")
+    record_property(
+        "figure", f"the end of hived: builds ended after {(time.monotonic() - began) * 1000:.0f} ms"
+    )
     assert not hive.builds.tasks
     await until_no_builder()
     states = [row["state"] for row in await hive.store.state.all("SELECT state FROM proposals ORDER BY id")]
