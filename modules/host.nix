@@ -1,6 +1,6 @@
-# The host module: users, the configuration file, and the three units hived, hive-gateway and hive-ui.
+# The host module: users, the configuration file, and the units of hived, hive-gateway and hive-ui.
 #
-# First version. Not in it yet: agents declared in the host's configuration, the egress proxy.
+# Not in it yet: agents declared in the host's configuration, the egress proxy.
 {
   config,
   lib,
@@ -62,45 +62,54 @@ let
         cp "$renderedPath" $out
       '';
 
-  environment = {
-    HIVE_CONFIG = "/etc/hyperhive/config.json";
-    PYTHONPATH = "${cfg.source}";
-    PYTHONSAFEPATH = "1";
-    PYTHONDONTWRITEBYTECODE = "1";
-    PYTHONUNBUFFERED = "1";
-  };
+  configPath = "/etc/hyperhive/config.json";
 
-  # The strictest set; a unit that needs more says which and why.
-  hardening = {
-    CapabilityBoundingSet = "";
-    LockPersonality = true;
-    MemoryDenyWriteExecute = true;
-    NoNewPrivileges = true;
-    PrivateDevices = true;
-    PrivateTmp = true;
-    ProcSubset = "pid";
-    ProtectClock = true;
-    ProtectControlGroups = true;
-    ProtectHome = true;
-    ProtectHostname = true;
-    ProtectKernelLogs = true;
-    ProtectKernelModules = true;
-    ProtectKernelTunables = true;
-    ProtectProc = "invisible";
-    ProtectSystem = "strict";
-    RestrictNamespaces = true;
-    RestrictRealtime = true;
-    RestrictSUIDSGID = true;
-    SystemCallArchitectures = "native";
-    SystemCallFilter = [
-      "@system-service"
-      "~@privileged @resources"
-    ];
-    UMask = "0077";
+  # The same units as `hive install-units` writes on other hosts.
+  units = import ./units.nix {
+    inherit (cfg) driver;
+    values = {
+      python = "${cfg.python}/bin/python";
+      source = "${cfg.source}";
+      config = configPath;
+      state = cfg.stateDir;
+      run = cfg.runDir;
+      ui_port = toString cfg.ui.port;
+      ui_user = cfg.ui.user;
+      gateway_user = cfg.gateway.user;
+      operator_group = cfg.operatorGroup;
+    };
   };
+  words = text: builtins.filter (word: word != "") (lib.splitString " " text);
 
-  python = module: "${cfg.python}/bin/python -m ${module}";
   agentUnit = "${cfg.python}/bin/python -S -P -m reconciler.effects.containers.unit";
+  service =
+    name:
+    let
+      found = units.sections."${name}.service";
+    in
+    {
+      description = found.Unit.Description;
+      documentation = [ found.Unit.Documentation ];
+      after = words found.Unit.After;
+      wants = words (found.Unit.Wants or "");
+      unitConfig = removeAttrs found.Unit [
+        "Description"
+        "Documentation"
+        "After"
+        "Wants"
+      ];
+      serviceConfig = found.Service;
+      wantedBy = [ "multi-user.target" ];
+      restartTriggers = [ configFile ];
+      # A switch restarts it in one go; to stop it first would stop its sockets, too, and refuse callers.
+      stopIfChanged = false;
+    };
+
+  socket = name: {
+    description = units.sections."${name}.socket".Unit.Description;
+    socketConfig = units.sections."${name}.socket".Socket;
+    wantedBy = [ "sockets.target" ];
+  };
 in
 {
   imports = [ ./options.nix ];
@@ -152,42 +161,36 @@ in
     systemd.tmpfiles.rules = [
       # The build user passes through to its trees, and lists nothing.
       "d ${cfg.stateDir} 0711 root root -"
-      "d ${cfg.runDir} 0755 root root -"
+      "d ${cfg.runDir} 0711 root root -"
+      "d ${cfg.runDir}/agents 0711 root root -"
+      "d ${cfg.stateDir}/gateway 0700 ${cfg.gateway.user} ${cfg.gateway.user} -"
+      "d ${cfg.runDir}/gateway 0700 ${cfg.gateway.user} ${cfg.gateway.user} -"
     ];
 
-    systemd.services.hived = {
-      description = "hyperhive: the reconciler";
-      wantedBy = [ "multi-user.target" ];
-      after = [ "nix-daemon.socket" ];
-      environment = environment // {
-        NIX_REMOTE = "daemon";
+    systemd.sockets = lib.genAttrs [
+      "hived"
+      "hived-ui"
+    ] socket;
+
+    systemd.services = {
+      hived = service "hived" // {
+        path = [
+          config.nix.package
+          pkgs.bubblewrap
+          pkgs.coreutils
+          pkgs.git
+          pkgs.systemd
+          pkgs.util-linux
+        ];
       };
-      path = [
-        config.nix.package
-        pkgs.bubblewrap
-        pkgs.coreutils
-        pkgs.git
-        pkgs.systemd
-        pkgs.util-linux
-      ];
-      restartTriggers = [ configFile ];
-      serviceConfig = {
-        ExecStart = python "reconciler";
-        Restart = "on-failure";
-        RestartSec = "1s";
-        # Containers outlive hived: their shims are in this unit's group, and only its main process is stopped.
-        KillMode = "process";
-        Delegate = true;
-        # Everything here is inherited by containers, so only what they do not need either can be closed.
-        LockPersonality = true;
-        ProtectClock = true;
-        ProtectHome = true;
-        ProtectKernelLogs = true;
-        ProtectKernelModules = true;
-        RestrictRealtime = true;
-        SystemCallArchitectures = "native";
-        UMask = "0077";
-      };
+
+      hive-gateway = lib.recursiveUpdate (service "hive-gateway") (
+        lib.optionalAttrs (cfg.gateway.credentialFile != null) {
+          serviceConfig.LoadCredential = [ "credential:${cfg.gateway.credentialFile}" ];
+        }
+      );
+
+      hive-ui = service "hive-ui";
     };
 
     # One per agent, started by hived over D-Bus. Says the same as reconciler/effects/containers/unitfile.py.
@@ -232,50 +235,9 @@ in
         };
     };
 
-    systemd.services.hive-gateway = {
-      description = "hyperhive: the model gateway";
-      wantedBy = [ "multi-user.target" ];
-      after = [ "network-online.target" ];
-      wants = [ "network-online.target" ];
-      inherit environment;
-      restartTriggers = [ configFile ];
-      serviceConfig = hardening // {
-        ExecStart = python "reconciler.gateway";
-        User = cfg.gateway.user;
-        Group = cfg.gateway.user;
-        Restart = "always";
-        RestartSec = "1s";
-        StateDirectory = "hyperhive-gateway";
-        RestrictAddressFamilies = [
-          "AF_UNIX"
-          "AF_INET"
-          "AF_INET6"
-        ];
-        LoadCredential = lib.optional (
-          cfg.gateway.credentialFile != null
-        ) "credential:${cfg.gateway.credentialFile}";
-      };
-    };
-
-    systemd.services.hive-ui = {
-      description = "hyperhive: the web server";
-      wantedBy = [ "multi-user.target" ];
-      inherit environment;
-      restartTriggers = [ configFile ];
-      serviceConfig = hardening // {
-        ExecStart = "${python "ui"} --port ${toString cfg.ui.port}";
-        User = cfg.ui.user;
-        Group = cfg.ui.user;
-        Restart = "always";
-        RestartSec = "1s";
-        RestrictAddressFamilies = [
-          "AF_UNIX"
-          "AF_INET"
-        ];
-        # Browsers on this machine, and nobody else.
-        IPAddressAllow = "localhost";
-        IPAddressDeny = "any";
-      };
+    systemd.slices.hive = {
+      description = units.sections."hive.slice".Unit.Description;
+      sliceConfig = units.sections."hive.slice".Slice;
     };
   };
 }

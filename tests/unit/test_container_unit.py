@@ -54,7 +54,7 @@ def test_odd_paths_are_quoted_as_systemd_reads_them() -> None:
 def test_the_host_module_declares_the_same_unit() -> None:
     module = (_ROOT / "modules/host.nix").read_text()
     declared = module[module.index('systemd.services."hive-agent@"') :]
-    declared = declared[: declared.index("systemd.services.hive-gateway")]
+    declared = declared[: declared.index("systemd.slices.hive")]
     service = _TEXT.partition("[Service]")[2]
     for line in service.splitlines():
         key, equals, value = line.partition("=")

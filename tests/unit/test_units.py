@@ -191,3 +191,57 @@ def test_the_units_of_the_nixos_module_are_these() -> None:
     wanted = "python -m reconciler.units.nixos > modules/units.json"
     assert (ROOT / "modules/units.json").read_text() == nixos.text(), wanted
     assert json.loads(nixos.text()).keys() == set(DRIVERS)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_on_nixos_the_units_are_the_same(driver: catalogue.Driver) -> None:
+    done = subprocess.run(
+        ["nix-instantiate", "--eval", "--strict", "--json", "--store", "dummy://",
+         str(ROOT / "checks/eval/host.nix"), "--argstr", "driver", driver],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    nix = json.loads(done.stdout)
+    config = Config.model_validate({"driver": driver, "gateway": {"credential_file": HANDED_OVER}})
+    made = Host(config, python="/python/bin/python", source=Path("/opt/hyperhive"))
+    texts = {file.path.name: file.text for file in files(made) if file.path != SYSUSERS}
+
+    def settings_in(text: str, section: str) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for line in text.split(f"\n[{section}]\n")[1].split("\n[", maxsplit=1)[0].splitlines():
+            key, equals, value = line.partition("=")
+            if equals and not line.startswith("#"):
+                found.setdefault(key, []).append(value)
+        return found
+
+    def of_nix(config: dict[str, str | int | list[str]]) -> dict[str, list[str]]:
+        return {
+            key: [str(value)] if isinstance(value, (str, int)) else value for key, value in config.items()
+        }
+
+    for name in ("hived", "hive-gateway", "hive-ui"):
+        here, there = (
+            settings_in(texts[f"{name}.service"], "Service"),
+            of_nix(nix["services"][name]["serviceConfig"]),
+        )
+        if name == "hive-gateway":
+            assert there.pop("LoadCredential") == ["credential:/run/secrets/key"], (
+                "the host names its own file"
+            )
+            del here["LoadCredential"]
+            assert here.pop("IPAddressDeny") == [""], "as in NixOS, where nothing has set it"
+        assert here == there
+        unit = settings_in(texts[f"{name}.service"], "Unit")
+        assert nix["services"][name]["after"] == unit["After"][0].split()
+        assert nix["services"][name]["wants"] == unit.get("Wants", [""])[0].split()
+        assert of_nix(nix["services"][name]["unitConfig"]) == {"StartLimitIntervalSec": ["0"]}
+    for name in ("hived", "hived-ui"):
+        here = settings_in(texts[f"{name}.socket"], "Socket")
+        assert here == of_nix(nix["sockets"][name]["socketConfig"])
+    if driver == "systemd":
+        agent = settings_in(texts["hive-agent@.service"], "Service")
+        environment = nix["services"]["hive-agent@"]["environment"]
+        assert agent.pop("Environment") == [f"{key}={value}" for key, value in environment.items()]
+        assert agent == of_nix(nix["services"]["hive-agent@"]["serviceConfig"])
+    rows = texts[TMPFILES.name].splitlines()
+    assert sorted(nix["tmpfiles"]) == sorted(row for row in rows if row.startswith("d "))
