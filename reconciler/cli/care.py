@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import tarfile
 import time
 from argparse import Namespace
@@ -17,6 +18,7 @@ from reconciler.cli.api import Hive, Json
 from reconciler.cli.console import Console, cell
 from reconciler.cli.failure import Exit, Failure, Unreachable
 from reconciler.errors import HiveError
+from reconciler.model.text import visible
 
 PLAN_S = 300.0
 # The databases are copied before the first byte comes.
@@ -29,6 +31,13 @@ def backup(options: Namespace, console: Console) -> int:
     hive = Hive()
     if options.dry_run:
         return _plan(hive, options, console)
+    if options.file == "-":
+        return _backup_to_output(hive, options, console)
+    if os.environ.get("HIVE_DEMO"):
+        raise Failure(
+            "the demo has files of its own: one written here is not seen outside, and goes with it",
+            f"let the shell write it: `hive backup - > {options.file}`",
+        )
     file = Path(options.file)
     if file.exists() or file.is_symlink():
         raise Failure(f"{file} exists", "a backup overwrites nothing: choose another name", code="conflict")
@@ -47,6 +56,18 @@ def backup(options: Namespace, console: Console) -> int:
     finally:
         partial.unlink(missing_ok=True)
     _tell_report(report, file, console)
+    return Exit.DONE
+
+
+def _backup_to_output(hive: Hive, options: Namespace, console: Console) -> int:
+    """The file to standard output; what there is to say goes to standard error."""
+    if sys.stdout.isatty():
+        raise Failure("a backup is no text for a terminal", "redirect it: `hive backup - > FILE`")
+    report = _receive(hive, sys.stdout.buffer, options, console)
+    sys.stdout.buffer.flush()
+    for path, why in report.left_out:
+        console.err.write(f"left out: {visible(path)}: {visible(why)}\n")
+    console.err.write(f"{size_text(report.size)} in {report.members} members, every hash compared\n")
     return Exit.DONE
 
 

@@ -416,7 +416,7 @@ _HOST = (
         "Write the whole hive into one file, while it lives.",
         "care:backup",
         (
-            positional("file", "the file; it must not exist"),
+            positional("file", "the file, which must not exist; '-' is standard output"),
             switch("--without-state", about="leave the agents' own trees out"),
             switch("--dry-run", about="say what would be in it, and how large"),
         ),

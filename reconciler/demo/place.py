@@ -186,7 +186,7 @@ if ! is_running; then
 fi
 unset ANTHROPIC_API_KEY LD_LIBRARY_PATH LD_PRELOAD PYTHONHOME PYTHONSTARTUP VIRTUAL_ENV
 export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-export PYTHONPATH=/opt/hyperhive PYTHONSAFEPATH=1
+export PYTHONPATH=/opt/hyperhive PYTHONSAFEPATH=1 HIVE_DEMO=1
 exec nsenter --target "$pid" --mount --pid --root --wd -- \\
     /opt/hyperhive/.venv/bin/python -m reconciler.cli "$@"
 """

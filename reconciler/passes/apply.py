@@ -109,7 +109,7 @@ class Applier:
         log.info("step", agent=name, step=str(step.kind), reason=step.reason)
         match step.kind:
             case Kind.MAKE_DIRECTORIES:
-                await self._host_files.ensure_agent(name, facts.uid_base, manager=facts.role is Role.MANAGER)
+                await self._make_directories(step, facts)
             case Kind.SERVE_SOCKETS:
                 await self._sockets.serve(name, facts.uid_base, facts.role)
             case Kind.DROP_SOCKETS:
@@ -132,6 +132,14 @@ class Applier:
                 await self._purge(name)
             case Kind.BUILD | Kind.ACTIVATE | Kind.CONFIRM | Kind.ROLL_BACK | Kind.ABANDON:
                 await self._deploy(step, facts, _candidate(facts), status)
+
+    async def _make_directories(self, step: Step, facts: AgentFacts) -> None:
+        """For an agent that was deployed before, somebody else must have changed them."""
+        name, manager = facts.desired.name, facts.role is Role.MANAGER
+        changed = await self._host_files.ensure_agent(name, facts.uid_base, manager=manager)
+        if changed and facts.desired.current is not None:
+            async with self._store.state.transaction() as tx:
+                await deployments.record_repair(tx, name, str(step.kind), step.reason)
 
     async def _repair(self, step: Step, facts: AgentFacts) -> None:
         """Mend in place what somebody else changed, and write it down."""

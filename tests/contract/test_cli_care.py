@@ -46,16 +46,18 @@ async def services(place: Path) -> AsyncIterator[FakeServices]:
     await server.close()
 
 
-async def hive(*words: str) -> tuple[int, str, str]:
-    """Exit status, standard output, standard error."""
-    out, err = io.StringIO(), io.StringIO()
+async def hive(*words: str, raw: io.BytesIO | None = None) -> tuple[int, str, str]:
+    """Exit status, standard output (its bytes in `raw`), standard error."""
+    out = io.TextIOWrapper(raw or io.BytesIO(), write_through=True)
+    err = io.StringIO()
 
     def run() -> int:
         with redirect_stdout(out), redirect_stderr(err):
             return main(words)
 
     status = await asyncio.to_thread(run)
-    return status, out.getvalue(), err.getvalue()
+    data = out.detach().getvalue()
+    return status, data.decode(errors="replace"), err.getvalue()
 
 
 async def test_a_backup_is_written_whole_under_its_name_and_is_its_owners_alone(
@@ -81,6 +83,23 @@ async def test_people_are_told_what_was_left_out(services: FakeServices, place: 
     assert status == 0
     assert "left out: agents/scout/state/pipe: it is a socket, a pipe or a device" in out
     assert "every hash compared" in out
+
+
+async def test_standard_output_gets_the_file_and_nothing_else(services: FakeServices, place: Path) -> None:
+    raw = io.BytesIO()
+    status, _, err = await hive("backup", "-", raw=raw)
+    assert status == 0
+    assert "every hash compared" in err
+    assert read(io.BytesIO(raw.getvalue())).members > 0
+
+
+async def test_in_the_demo_a_file_of_its_own_world_is_refused_with_what_to_do(
+    services: FakeServices, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HIVE_DEMO", "1")
+    status, _, err = await hive("backup", "b.tar")
+    assert status == 1
+    assert "hive backup - > b.tar" in err
 
 
 async def test_without_state_is_asked_of_hived(services: FakeServices, place: Path) -> None:
