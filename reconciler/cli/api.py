@@ -139,6 +139,8 @@ class Hive:
 
     def _unreachable(self, error: Exception) -> Unreachable:
         start = "start it: `systemctl start hived`, or `make demo` in a clone and `. .demo/env` here"
+        if os.environ.get("HIVE_DEMO"):  # set by the demo's own `hive`
+            start = "the demo starts it again by itself: try again, or look at the terminal of `make demo`"
         if isinstance(error, PermissionError):
             hint = "operators are root and the members of the group hive; log in anew after joining it"
             return Unreachable(f"you may not open {self.path}", hint, code="forbidden")

@@ -3,7 +3,7 @@ docs/spec.schema.json; tests compare both."""
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 from reconciler.cli.grammar import Argument, Verb
@@ -66,4 +66,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs"))
+    parser = argparse.ArgumentParser(prog="python -m reconciler.cli.reference", description=main.__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("docs"), help="where (default docs)")
+    main(parser.parse_args().folder)

@@ -6,10 +6,10 @@ API is visible in the diff.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -217,5 +217,7 @@ def _schemas() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("docs/openapi.json")
+    parser = argparse.ArgumentParser(prog="python -m reconciler.control.openapi")
+    parser.add_argument("file", nargs="?", type=Path, default=Path("docs/openapi.json"), help="what to write")
+    target = parser.parse_args().file
     target.write_text(text(), encoding="utf-8")

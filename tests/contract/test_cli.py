@@ -250,6 +250,32 @@ async def test_a_line_break_in_hostile_text_cannot_pass_for_a_line_of_ours(servi
 
 
 # ---------------------------------------------------------------------------------------------- writing
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("new scribe --approve", "would be"),
+        ("propose scout " + "c" * 40, "would be"),
+        ("approve 1", "would be"),
+        ("deny 1", "would be denied"),
+        ("cancel-proposal 1", "would be cancelled"),
+        ("send scout hello", "would send it to scout"),
+        ("messages --mark-read 1", "would be"),
+        ("answer 1 blue", "would be answered"),
+        ("cancel-question 1", "would be cancelled"),
+        ("model scout opus", "would set scout"),
+        ("login", "would make a link"),
+        ("rollback scout", "would go back"),
+        ("stop scout", "would stop scout"),
+    ],
+)
+async def test_every_write_says_in_a_dry_run_what_it_would_do(
+    services: FakeServices, command: str, words: str
+) -> None:
+    services.broker.stored.append(a_message(1, "operator", "scout", "hi"))
+    ran = await hive(*command.split(), "--dry-run")
+    assert (ran.status, words in ran.out) == (0, True), ran
+
+
 async def test_verbs_that_steer_pass_dry_run_and_note_on(services: FakeServices) -> None:
     for verb in ("start", "stop", "restart", "wake", "cancel", "destroy"):
         ran = await hive(verb, "scout", "--dry-run", "--note", "why not")
@@ -443,6 +469,13 @@ async def test_deny_and_cancel_carry_the_note(services: FakeServices) -> None:
 
 
 # ------------------------------------------------------------------------------------------- following
+async def test_hints_of_turns_do_not_hide_what_happened(services: FakeServices) -> None:
+    services.events.history = [an_event(1, "turn.event"), an_event(2, "agent.crashed")]
+    plain = await hive("events")
+    assert ("agent.crashed" in plain.out, "turn.event" in plain.out) == (True, False)
+    assert "turn.event" in (await hive("events", "--kind", "turn.event")).out
+
+
 async def test_events_can_be_followed_over_a_restart_of_hived(
     services: FakeServices, server: ControlServer, run_dir: Path
 ) -> None:
@@ -518,6 +551,27 @@ async def test_without_hived_it_says_how_to_start_it(server: ControlServer, run_
     assert "systemctl start hived" in gone.err
     (run_dir / "control.sock").touch()
     assert "nobody listens" in (await hive("status")).err
+
+
+async def test_the_demos_own_command_does_not_speak_of_systemd(
+    server: ControlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.close()
+    monkeypatch.setenv("HIVE_DEMO", "1")
+    gone = await hive("status")
+    assert "systemctl" not in gone.err
+    assert "the demo starts it again by itself" in gone.err
+
+
+@pytest.mark.parametrize("made", ["reconciler.cli.reference", "reconciler.control.openapi"])
+async def test_what_makes_the_references_can_be_asked_how(made: str, tmp_path: Path) -> None:
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", made, "--help"), cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await child.communicate()
+    assert (child.returncode, err) == (0, b"")
+    assert out.startswith(b"usage: ")
 
 
 @needs_root
