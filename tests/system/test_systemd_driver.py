@@ -12,10 +12,30 @@ from tests.support.bed import pytest_in_bed
 # Every crash of a row is a start and an end of about 0.3 s; long rows are for `make test-full`.
 _FULL = os.environ.get("HYPOTHESIS_PROFILE") == "full"
 _CRASHES = 200 if _FULL else 40
+_PYTHON = f"{SOURCE}/.venv/bin/python"
+_PLACE = "/bed/hived"
+_HIVED = """
+export HIVE_CONFIG={place}/config.json HIVE_STATE={place}/state HIVE_RUN={place}/run
+printf '[Service]\\nExecStart=/bin/sleep infinity\\n' > /etc/systemd/system/container@.service
+systemctl daemon-reload
+systemctl start container@other
+{python} -m reconciler > {place}/log 2>&1 &
+hived=$!
+until {python} -m reconciler.cli status > /dev/null 2>&1; do sleep 0.1; kill -0 $hived; done
+systemctl restart dbus
+systemctl kill --signal=KILL container@other
+until {python} -m reconciler.cli events --json | grep -q foreign.changed; do sleep 0.1; kill -0 $hived; done
+{python} -m reconciler.cli events --json
+kill $hived
+wait $hived
+systemctl reset-failed container@other
+rm /etc/systemd/system/container@.service
+systemctl daemon-reload
+"""
 
 
 def _agent(bed: Bed, verb: str) -> dict[str, Any]:
-    done = bed.run(f"{SOURCE}/.venv/bin/python", "-m", "tests.system.inside.agent", verb)
+    done = bed.run(_PYTHON, "-m", "tests.system.inside.agent", verb)
     status = json.loads(done.stdout)
     assert isinstance(status, dict)
     return status
@@ -59,3 +79,15 @@ def test_after_a_power_cut_and_a_reboot_of_the_host_its_containers_are_known_to_
     assert after["invocation"] == again["invocation"]
     if thaws:
         assert (after["exit_code"], after["result"], after["stop_asked"]) == (0, "success", True)
+
+
+def test_hived_drives_systemd_and_tells_of_the_hosts_own_containers(bookworm: Bed) -> None:
+    config = {
+        "driver": "systemd", "state_dir": f"{_PLACE}/state", "run_dir": f"{_PLACE}/run", "ui_user": "root",
+        "gateway_user": "root", "build_user": "root", "operator_group": "root",
+    }  # fmt: skip
+    bookworm.path(_PLACE).mkdir()
+    bookworm.path(f"{_PLACE}/config.json").write_text(json.dumps(config))
+    told = json.loads(bookworm.sh(_HIVED.format(place=_PLACE, python=_PYTHON), timeout_s=60).stdout)
+    (event,) = [event for event in told["items"] if event["kind"] == "foreign.changed"]
+    assert event["data"] == {"unit": "container@other.service", "state": "failed", "result": "signal"}

@@ -4,6 +4,7 @@ by hand, the systemd driver sees it as it is and nothing is left over."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -277,6 +278,37 @@ async def test_what_others_change_is_seen_and_mended_without_touching_processes(
     await driver.refresh(PROBE)
     assert await driver.status(PROBE) == before
     await sh(f"rm -r /etc/systemd/system/{UNIT}.d")
+
+
+async def test_reading_wakes_nobody(yard: Yard) -> None:
+    """Reading a unit that is not loaded would load it, which is a change that others see, who read it …"""
+    driver = yard.systemd()
+    over, never = AgentName("over"), AgentName("never")
+    await driver.start(await yard.spec("over", mode="exit 0"))
+    await started(driver, await yard.spec())
+    names: asyncio.Queue[AgentName] = asyncio.Queue()
+
+    async def watch() -> None:
+        async for name in driver.changes():
+            names.put_nowait(name)
+
+    async def silence() -> None:
+        with contextlib.suppress(TimeoutError):
+            while True:
+                await asyncio.wait_for(names.get(), 0.3)
+
+    watcher = asyncio.create_task(watch())
+    await silence()  # what the starts and the end set going
+    for _ in range(5):
+        for name in (PROBE, over, never):
+            await driver.status(name)
+            await driver.logs(name, 5)
+        await driver.statuses()
+        await driver.list()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(names.get(), 0.3)
+    watcher.cancel()
+    await asyncio.gather(watcher, return_exceptions=True)
 
 
 async def test_containers_of_the_host_are_watched_and_never_touched(yard: Yard) -> None:
