@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from reconciler.effects.git import GitRepositories
+from reconciler.effects.git import GitRepositories, quarantine
 from reconciler.effects.git.quarantine import Quarantine
-from reconciler.errors import InvalidError, OperatorError
+from reconciler.errors import InvalidError, OperatorError, TemporaryError
 from reconciler.model.names import AgentName, Commit
+from tests.fakes.unixhttp import until
 from tests.integration.hostile import EMPTY, NOBODY, Agent
 
 pytestmark = [
@@ -278,3 +280,36 @@ async def test_a_commit_of_another_repository_is_not_known(
         await repositories.check_tree(SMITH, other)
     empty = agent.commit(EMPTY)
     assert not await repositories.exists(SMITH, empty)
+
+
+async def test_bundles_that_take_long_keep_their_own_agent_waiting_and_nobody_else(
+    repositories: GitRepositories, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scout = AgentName("scout")
+    await repositories.create(scout, {"agent.nix": "{ }"}, author="test", message="scout's")
+    looked_at: list[str] = []
+    go = asyncio.Event()
+
+    async def slow(self: Quarantine, place: Path, bundle: Path, commit: Commit) -> None:
+        looked_at.append(commit)
+        await go.wait()
+        raise InvalidError("it took long")
+
+    monkeypatch.setattr(Quarantine, "_check", slow)
+    commits = [Commit(digit * 40) for digit in "123"]
+    imports = [
+        asyncio.create_task(repositories.import_bundle(SMITH, agent.path, commit)) for commit in commits
+    ]
+    await until(lambda: looked_at == commits[:1])
+    other = Commit("4" * 40)
+    imports.append(asyncio.create_task(repositories.import_bundle(scout, agent.path, other)))
+    await until(lambda: looked_at == [commits[0], other])
+    monkeypatch.setattr(quarantine, "QUEUE_S", 0.0)
+    with pytest.raises(TemporaryError, match="propose it again"):
+        await repositories.import_bundle(SMITH, agent.path, Commit("5" * 40))
+    monkeypatch.undo()
+    monkeypatch.setattr(Quarantine, "_check", slow)
+    go.set()
+    ends = await asyncio.gather(*imports, return_exceptions=True)
+    assert [str(end) for end in ends] == ["it took long"] * 4
+    assert sorted(looked_at) == sorted([*commits, other])

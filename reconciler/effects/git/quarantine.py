@@ -26,7 +26,7 @@ from reconciler.effects.git.tags import ZERO
 from reconciler.effects.process import Completed, Rlimits, identity, run
 from reconciler.effects.protocols import TreeEntry
 from reconciler.effects.sandbox import Sandbox, command, system_of
-from reconciler.errors import CommandError, InvalidError, Refusal
+from reconciler.errors import CommandError, InvalidError, Refusal, TemporaryError
 from reconciler.model.names import Commit
 from reconciler.model.text import visible
 
@@ -35,6 +35,7 @@ OBJECT_MAX_BYTES = trees.FILE_MAX_BYTES
 UNPACKED_MAX_BYTES = 256 * MIB
 STEP_S = 30.0
 CHECK_S = 60.0
+QUEUE_S = 150.0
 # What git itself makes has chains of 50, with --aggressive 250 in its time.
 CHAIN_MAX = 256
 PARALLEL = 2
@@ -43,6 +44,20 @@ LIMITS = Rlimits(cpu_s=20, address_space=512 * MIB, file_size=2 * BUNDLE_MAX_BYT
 _SCAN = "/hive/packscan.py"
 _SYSTEM_PYTHON = Path("/usr/bin/python3")
 _LISTED = re.compile(rb"([0-7]{6}) ([a-z]+) ([0-9a-f]{40}) +(-|[0-9]+)\t(.+)", re.DOTALL)
+
+
+@contextlib.asynccontextmanager
+async def in_turn(place: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Wait for a place and hold it; `TemporaryError` after `QUEUE_S`."""
+    try:
+        async with asyncio.timeout(QUEUE_S):
+            await place.acquire()
+    except TimeoutError as error:
+        raise TemporaryError("other bundles are looked at just now: propose it again", after_s=30) from error
+    try:
+        yield
+    finally:
+        place.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +83,10 @@ class Quarantine:
 
     @contextlib.asynccontextmanager
     async def admit(self, bundle: Path, commit: Commit) -> AsyncIterator[Admitted]:
-        """The bundle's repository, while the context lasts. `InvalidError` names what is wrong with it."""
+        """The bundle's repository, while the context lasts. `InvalidError` names what is wrong with it;
+        `TemporaryError` if others are looked at for too long."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o711)
-        async with self._slots:
+        async with in_turn(self._slots):
             place = Path(tempfile.mkdtemp(prefix="import-", dir=self._directory))
             try:
                 yield await self._check(place, bundle, commit)

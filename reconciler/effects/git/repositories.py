@@ -21,7 +21,7 @@ from typing import ParamSpec, TypeVar
 
 from reconciler.effects.git import diffs, reading
 from reconciler.effects.git.command import MIB, git
-from reconciler.effects.git.quarantine import Quarantine
+from reconciler.effects.git.quarantine import Quarantine, in_turn
 from reconciler.effects.git.tags import TAG, ZERO, Tags, clean
 from reconciler.effects.process import Rlimits
 from reconciler.effects.protocols import RawFileDiff, TreeEntry
@@ -68,6 +68,7 @@ class GitRepositories:
         self._now = now
         self._tags = Tags()
         self._locks: dict[AgentName, asyncio.Lock] = {}
+        self._turns: dict[AgentName, asyncio.Semaphore] = {}
         self._executor = ThreadPoolExecutor(READERS, thread_name_prefix="git")
         self._sweep()
 
@@ -103,8 +104,13 @@ class GitRepositories:
 
     async def import_bundle(self, name: AgentName, bundle: Path, commit: Commit) -> None:
         """Checked by the unprivileged user first, so that nothing of a refused bundle enters the repository;
-        checked by us again, because what the sandbox says is no proof."""
+        checked by us again, because what the sandbox says is no proof. One bundle of a repository at a time:
+        an agent whose bundles take long waits for itself, not others for it."""
         repository = self._existing(name)
+        async with in_turn(self._turns.setdefault(name, asyncio.Semaphore(1))):
+            await self._import(repository, name, bundle, commit)
+
+    async def _import(self, repository: Path, name: AgentName, bundle: Path, commit: Commit) -> None:
         if await self.exists(name, commit):
             await self.check_tree(name, commit)
             return
