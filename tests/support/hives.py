@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.backup.reading import Report, read
+from reconciler.backup.restore import Restore, Restored
 from reconciler.backup.service import BackupService
 from reconciler.config import Config
 from reconciler.effects.git import GitRepositories
@@ -74,11 +76,28 @@ def config_in(place: Path) -> Config:
     return Config(state_dir=str(place / "state"), run_dir=str(place / "run"), gateway_user=GATEWAY)
 
 
-def folder() -> Path:
+@contextlib.contextmanager
+def a_place() -> Iterator[Path]:
     """Not pytest's: its parents are closed to the gateway's user."""
     place = Path(tempfile.mkdtemp(prefix="hive-backup-"))
     place.chmod(0o755)
-    return place
+    try:
+        yield place
+    finally:  # rm does not mind how deep a tree is
+        subprocess.run(["rm", "-rf", "--", place], check=True, timeout=60)
+
+
+def target(place: Path) -> Config:
+    """The configuration of another host, `new`."""
+    (place / "new").mkdir(exist_ok=True)
+    return config_in(place / "new")
+
+
+def restored(file: Path, place: Path) -> tuple[Path, Restored]:
+    """Restore on that host: its state directory, and what was said."""
+    config = target(place)
+    done = Restore(file, config, ranges=()).run()
+    return Path(config.state_dir), done
 
 
 async def a_hive(place: Path) -> Hive:
