@@ -12,6 +12,7 @@ from reconciler.store.db import Reader, Row
 Version = tuple[int, int]
 
 _WITH_ERROR = frozenset({ProposalState.INVALID, ProposalState.FAILED})
+_STATES = frozenset(ProposalState)
 _WITH_NOTE = frozenset({ProposalState.DENIED, ProposalState.CANCELLED, ProposalState.SUPERSEDED})
 # A proposal that was ever in another state than these has its commit in the repository.
 _PERHAPS_WITHOUT_COMMIT = frozenset({"examining", "invalid", "cancelled"})
@@ -67,7 +68,8 @@ async def expected_tags(db: Reader, name: AgentName) -> list[ExpectedTag]:
 
 
 def _is_expected(row: Row, arrived: bool) -> bool:
-    return not row["waits"] and (arrived or row["state"] != "examining")
+    is_state = row["state"] in _STATES  # probing is progress, too, and has no tag
+    return is_state and not row["waits"] and (arrived or row["state"] != "examining")
 
 
 def _expected(row: Row, after: str | None) -> ExpectedTag:
