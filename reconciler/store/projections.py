@@ -12,17 +12,17 @@ from reconciler.store.db import Reader, Row
 Version = tuple[int, int]
 
 _WITH_ERROR = frozenset({ProposalState.INVALID, ProposalState.FAILED})
-_STATES = frozenset(ProposalState)
 _WITH_NOTE = frozenset({ProposalState.DENIED, ProposalState.CANCELLED, ProposalState.SUPERSEDED})
 # A proposal that was ever in another state than these has its commit in the repository.
 _PERHAPS_WITHOUT_COMMIT = frozenset({"examining", "invalid", "cancelled"})
+# `probing` is a part of `activating`, and no state that has a tag.
 _TAGS = """\
 SELECT p.id, p.commit_id, p.error, p.note, g.state, EXISTS (
     SELECT 1 FROM outbox o WHERE o.kind = 'tag' AND o.error = ''
       AND json_extract(o.data, '$.tag') = g.state || '/' || p.id
   ) AS waits
 FROM proposals p JOIN proposal_progress g ON g.proposal_id = p.id
-WHERE p.agent = ? AND p.state <> 'examining' AND NOT p.purged
+WHERE p.agent = ? AND p.state <> 'examining' AND NOT p.purged AND g.state <> 'probing'
 ORDER BY p.id, g.at
 """
 
@@ -68,8 +68,7 @@ async def expected_tags(db: Reader, name: AgentName) -> list[ExpectedTag]:
 
 
 def _is_expected(row: Row, arrived: bool) -> bool:
-    is_state = row["state"] in _STATES  # probing is progress, too, and has no tag
-    return is_state and not row["waits"] and (arrived or row["state"] != "examining")
+    return not row["waits"] and (arrived or row["state"] != "examining")
 
 
 def _expected(row: Row, after: str | None) -> ExpectedTag:

@@ -12,6 +12,7 @@ from reconciler.approvals.projection import TagDrift, missing_tags, project_tag,
 from reconciler.control import models as api
 from reconciler.errors import HiveError
 from reconciler.model.names import AgentName, Commit
+from reconciler.store.deployments import record_start
 from tests.support.approvals import ALICE, SMITH, World
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio]
@@ -52,6 +53,12 @@ async def drift(world: World, name: AgentName = SMITH) -> TagDrift:
 async def test_what_was_projected_is_no_drift(world: World) -> None:
     assert not await drift(world)
     assert len(world.fake.repositories[SMITH].tags) > 15
+
+
+async def test_the_probing_of_a_deployment_asks_for_no_tag(world: World) -> None:
+    async with world.store.state.transaction() as tx:
+        await record_start(tx, SMITH, 1)
+    assert not await drift(world)
 
 
 async def test_an_agent_without_proposals_or_repository_has_no_drift(world: World) -> None:
