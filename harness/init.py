@@ -21,6 +21,9 @@ def split_off_init() -> None:
     if child == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _TAKEN)
         return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Never run, as sigwait takes them: what stops the container sees in /proc that they are listened to.
+        signal.signal(number, _ignore)
     while True:
         number = signal.sigwait(_TAKEN)
         if number == signal.SIGCHLD:
@@ -29,6 +32,10 @@ def split_off_init() -> None:
                 os._exit(status)
         else:
             os.kill(child, number)
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    pass
 
 
 def _reap(child: int) -> int | None:

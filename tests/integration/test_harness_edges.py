@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from harness.tools import Status, Tool, ToolContext, agent_tools, manager_tools
 from harness.tools.tool import arguments_schema
 from harness.trees import Trees
 from harness.wire import WIRE_VERSION, Welcome
+from reconciler.effects.containers import proc
 from tests.fakes.agenthost import FakeHost, Refusal, welcome
 
 BOOT = "0123456789abcdef" * 2
@@ -93,6 +95,18 @@ def test_a_stop_signal_is_passed_on_even_if_it_comes_at_once() -> None:
     with split(_WAITING) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 3
+
+
+def test_the_first_process_is_seen_to_listen_to_the_stop_signal() -> None:
+    """Else whoever stops a container waits for it to be up until a deadline, each time."""
+    with split(_WAITING) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        deadline = time.monotonic() + 5
+        while not proc.minds(process.pid, signal.SIGTERM):
+            assert time.monotonic() < deadline
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 3
 

@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 from typing import NamedTuple
 
+_FIRST_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO: the machine's own
+
 
 class ProcessRef(NamedTuple):
     """A process: `start` is field 22 of /proc/PID/stat (clock ticks since boot), so that a reused pid is
@@ -71,10 +73,14 @@ def world_id() -> str:
     """What pids are relative to: the boot and the pid namespace. References of another world are dead.
 
     The kernel gives the number of a namespace that is gone to the next one, so the start of its first process
-    is part of the name.
+    is part of the name. In a host that is a container itself that has to do: container managers cover boot_id
+    with one of their own, which a unit with a /proc of its own (ProtectProc=) does not see, and others do.
     """
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}/{_stat(1)[1]}"
+    namespace = str(Path("/proc/self/ns/pid").readlink())
+    boot = ""
+    if namespace == _FIRST_NAMESPACE:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    return f"{boot}/{namespace}/{_stat(1)[1]}"
 
 
 def minds(pid: int, number: signal.Signals) -> bool:
