@@ -68,8 +68,9 @@ class World:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    with hives.a_place() as found:
-        yield found
+    found = hives.folder()
+    yield found
+    shutil.rmtree(found)
 
 
 @pytest_asyncio.fixture

@@ -63,26 +63,26 @@ def beds() -> Iterator[Beds]:
 @pytest.fixture(params=SUITES)
 def bed(request: pytest.FixtureRequest, beds: Beds) -> Iterator[Bed]:
     """The shared host of each suite in turn."""
-    yield from _watched(request, beds.of(request.param))
+    yield from watched(request, beds.of(request.param))
 
 
 @pytest.fixture
 def bookworm(request: pytest.FixtureRequest, beds: Beds) -> Iterator[Bed]:
     """The shared host with systemd 252."""
-    yield from _watched(request, beds.of("bookworm"))
+    yield from watched(request, beds.of("bookworm"))
 
 
 @pytest.fixture
 def trixie(request: pytest.FixtureRequest, beds: Beds) -> Iterator[Bed]:
     """The shared host with systemd 257."""
-    yield from _watched(request, beds.of("trixie"))
+    yield from watched(request, beds.of("trixie"))
 
 
 @pytest.fixture(params=SUITES)
 def fresh_bed(request: pytest.FixtureRequest) -> Iterator[Bed]:
     """A host of the test's own, once per suite."""
     with Bed(images.ensure(request.param)) as own:
-        yield from _watched(request, own)
+        yield from watched(request, own)
 
 
 def pytest_in_bed(
@@ -128,8 +128,8 @@ def _read(report: Path) -> list[Inner]:
     return results
 
 
-def _watched(request: pytest.FixtureRequest, bed: Bed) -> Iterator[Bed]:
-    """Hand the host to a test; afterwards write down its journal if the test failed."""
+def watched(request: pytest.FixtureRequest, bed: Bed) -> Iterator[Bed]:
+    """For a fixture of one test: hand the host to it; afterwards write down its journal if it failed."""
     yield bed
     if request.node.stash.get(FAILED, False):
         _RESULTS.mkdir(parents=True, exist_ok=True)

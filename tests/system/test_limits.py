@@ -18,9 +18,9 @@ _LIMIT_BYTES, _LIMIT_TASKS = 64 << 20, 32
 
 @pytest.fixture(scope="module", params=_SUITES)
 def told(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
-    """What `limits_inside.py` tells of three containers; one run for all tests."""
+    """What `inside/limits.py` tells of three containers; one run for all tests."""
     suite: Suite = request.param
-    done = vm.run(vm.ensure(suite), ".venv/bin/python -m tests.system.limits_inside")
+    done = vm.run(vm.ensure(suite), ".venv/bin/python -m tests.system.inside.limits")
     assert done.status == 0, done.stdout
     found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -18,7 +18,7 @@ from checks.bed.guest import SOURCE, Bed
 from checks.bed.images import SUITES
 from reconciler.units import catalogue
 from reconciler.units.files import first_config
-from tests.support.bed import _watched
+from tests.support.bed import watched as watched_bed
 
 CONFIG = "/etc/hyperhive/config.json"
 MODEL = "/run/hive-model/scripted.sock"
@@ -117,7 +117,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Served]:
 @pytest.fixture(autouse=True)
 def watched(request: pytest.FixtureRequest, host: Served) -> Iterator[None]:
     """The journal of a host whose test failed."""
-    yield from (None for _ in _watched(request, host.bed))
+    yield from (None for _ in watched_bed(request, host.bed))
 
 
 def test_it_is_installed_and_installing_it_again_changes_nothing(host: Served) -> None:
