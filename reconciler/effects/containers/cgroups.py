@@ -108,8 +108,8 @@ def enforced(paths: tuple[str, ...]) -> tuple[str, ...]:
         ("cpu", "cpu.max"), ("cpu", "cpu.cfs_quota_us"),
     ):  # fmt: skip
         for path in paths:
-            with contextlib.suppress(OSError, ValueError):
-                word = Path(path, file).read_text("ascii").split()[0]
+            with contextlib.suppress(OSError, ValueError), open(f"{path}/{file}") as values:  # noqa: PTH123
+                word = values.readline().split()[0]
                 if word != "max" and 0 < int(word) < _UNLIMITED:
                     found.add(limit)
     return tuple(sorted(found))

@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from reconciler.effects.containers import unitfile
 from reconciler.effects.containers.record import START, Order
 from reconciler.effects.containers.units import UnitFacts, Units, UnitSetup
 from reconciler.errors import PermanentError
+from reconciler.model.names import AgentName
 
 log = structlog.get_logger("units")
 
@@ -31,7 +33,7 @@ _CONTROL = _RUNTIME / "systemd/system.control"
 _OWN = frozenset({"50-MemoryMax.conf", "50-MemorySwapMax.conf", "50-TasksMax.conf", "50-CPUQuota.conf"})
 _SAVED = ".hive-saved"
 _FOLDERS = tuple(
-    root / "systemd" / kind for root in (_RUNTIME, _ADMIN) for kind in ("system", "system.control")
+    f"{root}/systemd/{kind}" for root in (_RUNTIME, _ADMIN) for kind in ("system", "system.control")
 )
 _TRUST_S = 60.0
 
@@ -45,11 +47,6 @@ def properties(order: Order) -> dict[str, Typed]:
         "TasksMax": Typed("t", limits["tasks_max"]),
         "CPUQuotaPerSecUSec": Typed("t", limits["cpu_us"]),
     }
-
-
-def forget(unit: str) -> None:
-    """Remove the limits of a unit that is gone."""
-    shutil.rmtree(_CONTROL / f"{unit}.d", ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +67,36 @@ class Drift:
         self._orders = Path(config.state_dir) / "containers"
         self._units = units
         self._told: set[str] = set()
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[AgentName, _Seen] = {}
 
-    async def of(self, name: str, facts: UnitFacts | None, order: Order | None) -> tuple[str, ...]:
-        """What differs and can be mended, in words; empty if nothing does."""
+    async def of(
+        self, name: AgentName, facts: UnitFacts | None, order_of: Callable[[AgentName], Order | None]
+    ) -> tuple[str, ...]:
+        """What differs and can be mended, in words; empty if nothing does. `facts`: of a unit that lives."""
         unit = unitfile.unit_name(name)
-        if facts is None or order is None:
-            self._seen.pop(unit, None)
-            return tuple(self._of_file())
-        files = (facts.invocation, facts.active, *_files(unit, self._orders / name / START))
-        seen, now = self._seen.get(unit), time.monotonic()
+        invocation = "" if facts is None else facts.invocation
+        files = (invocation, *(_stamp(place) for place in self._places(name, unit)))
+        seen, now = self._seen.get(name), time.monotonic()
         if seen is None or seen.files != files or now > seen.until:
-            setup = await self._units.setup(unit)
-            differs = () if setup is None else self._differs(unit, setup, facts, order)
-            seen = self._seen[unit] = _Seen(files, now + _TRUST_S, differs)
+            order = None if facts is None else order_of(name)
+            setup = None if order is None else await self._units.setup(unit)
+            if order is None or setup is None:
+                differs = tuple(self._of_file())
+            else:
+                differs = self._differs(unit, setup, order)
+            seen = self._seen[name] = _Seen(files, now + _TRUST_S, differs)
         return seen.differs
 
-    def _differs(self, unit: str, setup: UnitSetup, facts: UnitFacts, order: Order) -> tuple[str, ...]:
+    def _places(self, name: str, unit: str) -> Iterator[str]:
+        """What changes when somebody changes the unit's files, its drop-ins or its order."""
+        yield str(_FILE)
+        yield f"{self._orders}/{name}/{START}"
+        for folder in _FOLDERS:
+            yield f"{folder}/{unit}"
+            yield f"{folder}/{unit}.d"
+            yield f"{folder}/{unitfile.TEMPLATE}.d"
+
+    def _differs(self, unit: str, setup: UnitSetup, order: Order) -> tuple[str, ...]:
         found = self._of_file()
         if setup.needs_reload:
             found.append("systemd has not read what changed on disk")
@@ -94,17 +104,16 @@ class Drift:
             what = f"{path} is not the hive's"
             if self._can_mend(path, what):
                 found.append(what)
-        if facts.is_alive:
-            for key, value in _limits(order).items():
-                if getattr(setup, key) != value:
-                    found.append(f"{key} is {getattr(setup, key)} instead of {value}")
+        for key, value in _limits(order).items():
+            if getattr(setup, key) != value:
+                found.append(f"{key} is {getattr(setup, key)} instead of {value}")
         return tuple(found)
 
-    async def mend(self, name: str, order: Order | None) -> None:
+    async def mend(self, name: AgentName, order: Order | None) -> None:
         """Mend what `of` says; nothing to do if it says nothing."""
         unit = unitfile.unit_name(name)
         await self.mend_file()
-        self._seen.pop(unit, None)
+        self._seen.pop(name, None)
         facts, setup = await self._units.find(unit), await self._units.setup(unit)
         if facts is None or setup is None:
             return
@@ -119,6 +128,15 @@ class Drift:
             await self._units.reload()
         if order is not None and facts.is_alive:
             await self._units.set_properties(unit, properties(order))
+
+    def doubt(self) -> None:
+        """Ask systemd anew about every unit: it has read their files."""
+        self._seen.clear()
+
+    def forget(self, name: AgentName) -> None:
+        """Remove the limits of a unit that is gone."""
+        self._seen.pop(name, None)
+        shutil.rmtree(_CONTROL / f"{unitfile.unit_name(name)}.d", ignore_errors=True)
 
     async def mend_file(self) -> None:
         """Bring the template on disk up to date, and let systemd read it. `PermanentError` if it is missing
@@ -175,18 +193,9 @@ def _foreign(unit: str, setup: UnitSetup) -> list[Path]:
     return [path for path in paths if path.parent.name != "service.d"]
 
 
-def _files(unit: str, order: Path) -> tuple[object, ...]:
-    """What changes when somebody changes the unit's files, its drop-ins or its order."""
-    places = [_FILE, order]
-    for name in (unit, unitfile.TEMPLATE):
-        for folder in _FOLDERS:
-            places += [folder / name, folder / f"{name}.d"]
-    return tuple(_stamp(place) for place in places)
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _stamp(path: str) -> tuple[int, int, int] | None:
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116 - thousands are asked for in each full read
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size

@@ -76,43 +76,38 @@ class SystemdContainers:
         """From systemd, the record and /proc; the record last, as its writer is done before systemd is."""
         if self._is_of_shim(name):
             return await self._shim.status(name)
-        return await self._status(name, await self._units.find(unitfile.unit_name(name)))
+        facts = await self._units.find(unitfile.unit_name(name))
+        return await self._status(name, facts, record.read_record(self._directory(name)), proc.world_id())
 
     async def statuses(self) -> Mapping[AgentName, ContainerStatus]:
         """One list of systemd's for all; what runs as its record says is not asked for one by one."""
-        listed = await self._units.listed(_ALL)
-        found: dict[AgentName, ContainerStatus] = {}
+        listed, world = await self._units.listed(_ALL), proc.world_id()
+        statuses: dict[AgentName, ContainerStatus] = {}
         for name in self._names(listed):
-            unit = unitfile.unit_name(name)
-            steady = None if self._is_of_shim(name) else self._steady(name, listed.get(unit))
-            if steady is not None or (unit not in listed and not self._is_of_shim(name)):
-                found[name] = await self._status(name, steady)
+            state = listed.get(unitfile.unit_name(name))
+            found = record.read_record(self._directory(name))
+            steady = _steady(state, found, world)
+            if (found is not None and found.shim is not None) or (steady is None and state is not None):
+                statuses[name] = await self.status(name)
             else:
-                found[name] = await self.status(name)
-        return found
+                statuses[name] = await self._status(name, steady, found, world)
+        return statuses
 
-    def _steady(self, name: AgentName, listed: tuple[str, str] | None) -> UnitFacts | None:
-        """The facts of a unit that is active in systemd's list, and whose recorded process lives."""
-        found = record.read_record(self._directory(name))
-        if listed != ("active", "running") or found is None or found.nspawn is None:
-            return None
-        if found.phase != "running" or found.world != proc.world_id() or not found.nspawn.is_alive():
-            return None
-        groups = cgroups.of_unit(found.nspawn.pid, unitfile.unit_name(name))
-        freezer = "frozen" if cgroups.is_frozen(groups) else "running"
-        return UnitFacts("active", found.invocation, found.nspawn.pid, freezer)
-
-    async def _status(self, name: AgentName, facts: UnitFacts | None) -> ContainerStatus:
+    async def _status(
+        self, name: AgentName, facts: UnitFacts | None, found: record.Record | None, world: str
+    ) -> ContainerStatus:
         unit = unitfile.unit_name(name)
-        found = record.read_record(self._directory(name))
-        order = self._order(name)
         if facts is not None and facts.is_alive:
-            return _living(unit, facts, found, order, await self._drift.of(name, facts, order))
+            differs = await self._drift.of(name, facts, self._order)
+            mine = found if found is not None and found.invocation == facts.invocation else None
+            order = self._order(name) if mine is None else None
+            toplevel = mine.toplevel if mine is not None else order.toplevel if order is not None else None
+            return _living(unit, facts, mine, toplevel, differs)
         if facts is not None and facts.invocation and (not found or found.invocation != facts.invocation):
-            return _unrecorded(unit, facts, order)
+            return _unrecorded(unit, facts, self._order(name))
         if found is None:
             return ContainerStatus(phase="absent")
-        return _ended(unit, facts, found, await self._drift.of(name, facts, order))
+        return _ended(unit, facts, found, world, await self._drift.of(name, None, self._order))
 
     async def list(self) -> Sequence[AgentName]:
         """Names with a record or a living unit, sorted."""
@@ -210,7 +205,7 @@ class SystemdContainers:
                 raise TemporaryError(f"the container of {name} runs", code="still-running")
             if facts is not None:
                 await self._units.forget(unit)
-            await asyncio.to_thread(drift.forget, unit)
+            await asyncio.to_thread(self._drift.forget, name)
             with contextlib.suppress(FileNotFoundError):
                 await asyncio.to_thread(shutil.rmtree, self._directory(name))
 
@@ -266,6 +261,7 @@ class SystemdContainers:
                 if signal is None or signal.member == "Reloading":
                     if not first and (signal is None or signal.body == (False,)):
                         seen.clear()
+                        self._drift.doubt()
                         for name in await self._patient_list():
                             yield name
                     first = False
@@ -328,7 +324,9 @@ class SystemdContainers:
     async def _resume(self, unit: str, facts: UnitFacts) -> None:
         if facts.freezer != "running":
             await self._units.thaw(unit)
-        await asyncio.to_thread(suspend.resume, _members(facts))
+        members = _members(facts)
+        if suspend.is_suspended(members):
+            await asyncio.to_thread(suspend.resume, members)
 
     async def _patient_list(self) -> Sequence[AgentName]:
         """All names, as soon as the bus tells."""
@@ -353,19 +351,28 @@ def _members(facts: UnitFacts) -> record.Record:
     return record.Record("", "", "", "", 0.0, leader=None if leader is None else proc.ref(leader))
 
 
+def _steady(listed: tuple[str, str] | None, found: record.Record | None, world: str) -> UnitFacts | None:
+    """The facts of a unit that is active in systemd's list, and whose recorded process lives."""
+    if listed != ("active", "running") or found is None or found.nspawn is None:
+        return None
+    if found.phase != "running" or found.world != world or not found.nspawn.is_alive():
+        return None
+    return UnitFacts("active", found.invocation, found.nspawn.pid, freezer="")
+
+
 def _living(
     unit: str,
     facts: UnitFacts,
-    found: record.Record | None,
-    order: record.Order | None,
+    mine: record.Record | None,
+    toplevel: str | None,
     differs: tuple[str, ...],
 ) -> ContainerStatus:
-    mine = found if found is not None and found.invocation == facts.invocation else None
     leader = _leader(facts)
     groups = cgroups.of_unit(facts.main_pid, unit) if facts.main_pid else ()
+    frozen = "frozen" in facts.freezer if facts.freezer else bool(cgroups.is_frozen(groups))
     return ContainerStatus(
         phase="starting" if facts.active == "activating" else "running",
-        toplevel=mine.toplevel if mine is not None else order.toplevel if order is not None else None,
+        toplevel=toplevel,
         invocation=facts.invocation or None,
         unit=unit,
         leader_pid=leader,
@@ -373,13 +380,13 @@ def _living(
         # RLIMIT_NPROC bounds the tasks of each uid where no control group does.
         limits_enforced=tuple(sorted({*cgroups.enforced(groups), "tasks"})),
         stop_asked=mine is not None and mine.stop_asked,
-        frozen="frozen" in facts.freezer or (leader is not None and proc.state_of(leader) == "T"),
+        frozen=frozen or (leader is not None and proc.state_of(leader) == "T"),
         drift=differs,
     )
 
 
 def _ended(
-    unit: str, facts: UnitFacts | None, found: record.Record, differs: tuple[str, ...]
+    unit: str, facts: UnitFacts | None, found: record.Record, world: str, differs: tuple[str, ...]
 ) -> ContainerStatus:
     """From the record; from systemd what the unit's helper could not write down (no disk, no Python)."""
     told = facts if found.phase != "exited" and facts is not None and facts.invocation else None
@@ -393,7 +400,7 @@ def _ended(
         oom=found.oom or (told is not None and told.result == "oom-kill"),
         started_at=found.started_at,
         limits_enforced=found.limits_enforced,
-        host_restarted=found.world != proc.world_id(),
+        host_restarted=found.world != world,
         result=found.result if told is None else told.result,
         ended_at=found.ended_at if told is None else told.main_exited_at or None,
         stop_asked=found.stop_asked,
