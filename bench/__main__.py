@@ -3,6 +3,7 @@
 message → request at the model, warm session   against a bare `claude --print` of the same version
 container start → harness hello                in milliseconds, and against a bare Python in the same root
 model request → first byte, end                through the gateway, against the model itself
+durable messages, and how soon they arrive     against Redis Streams and NATS JetStream
 no-op pass over all agents                     against reading the same rows and records without planning
 resident memory of each process, idle          MiB
 """
@@ -17,11 +18,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import bare, containers, gateway, latency, memory, passes
+from bench import bare, broker, containers, gateway, latency, memory, passes
 from bench.figures import Figure
 from tests.support.demohive import free_port, start_demo, stop_demo
 
 SAMPLES = 12
+TAIL_FROM = 100  # fewer samples have no 99th percentile
 
 
 def show(figure: Figure) -> None:
@@ -36,6 +38,16 @@ def show(figure: Figure) -> None:
         print(
             f"{'  ratio to ' + figure.baseline_name:<48} {median / base:9.3f}     ({base:.1f} {figure.unit})"
         )
+    if len(figure.samples) >= TAIL_FROM:
+        worst = _percentile(figure.samples)
+        print(f"{'  p99':<48} {worst:9.1f} {figure.unit}")
+        if figure.baseline:
+            base = _percentile(figure.baseline)
+            print(f"{'  p99, ratio':<48} {worst / base:9.3f}     ({base:.1f} {figure.unit})")
+
+
+def _percentile(samples: Sequence[float]) -> float:
+    return statistics.quantiles(samples, n=100)[98]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="hive-bench-") as folder:
         figures += passes.measure(SAMPLES)
         figures += gateway.measure(SAMPLES)
+        figures += broker.measure(SAMPLES)
         baseline = bare.measure(SAMPLES)
         demo = start_demo(Path(folder) / "demo", free_port())
         try:

@@ -161,7 +161,7 @@ class Hived:
         lifecycle = LifecycleService(
             store=store, agents=self.agents, approvals=self.approvals, wake=self.wake, now=self.clock.now
         )
-        services = Services(
+        services = self.services = Services(
             agents=self.agents, broker=self.broker, approvals=self.approvals, accounts=self.accounts,
             events=self.events, lifecycle=lifecycle, backups=self.backups, doctor=doctor,
         )  # fmt: skip

@@ -72,7 +72,7 @@ class Delivery:
             return await self._answer(state, agent, old["id"], rows) if rows else None
         if turn is None and not await messages.due(state, agent, 1):
             return None
-        async with state.transaction() as tx:
+        async with state.quick() as tx:
             # Looked at again under the lock: hello, hold and end of turn go through the same one.
             self._core.check_boot(agent, boot)
             if turn is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class Fleet:
 
     folder: Path
     count: int
+    allow: Sequence[str] = ("manager", "operator")
     faults: Faults = field(default_factory=lambda: Faults(only=frozenset(LOOKS)))
 
     def __post_init__(self) -> None:
@@ -64,7 +65,7 @@ class Fleet:
         """Rows, repositories, generations and running containers."""
         for part in ("state", "run", "run/agents"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
-        spec = Spec().model_dump(mode="json")
+        spec = Spec().model_dump(mode="json") | {"send": {"allow": list(self.allow)}}
         for number in range(self.count):
             name, base = name_of(number), FIRST_BASE + number * 65_536
             path = f"/nix/store/{number:032x}-hive-{name}"
@@ -118,9 +119,11 @@ class Fleet:
 
 
 @contextlib.asynccontextmanager
-async def fleet(folder: Path, count: int) -> AsyncIterator[Fleet]:
+async def fleet(
+    folder: Path, count: int, *, allow: Sequence[str] = ("manager", "operator")
+) -> AsyncIterator[Fleet]:
     """A populated fleet with its open store."""
-    made = Fleet(folder, count)
+    made = Fleet(folder, count, allow)
     made.store = await Store.open(folder / "state")
     try:
         await made.populate()
