@@ -6,6 +6,7 @@ Everything is unpacked into `STATE/restoring` and moved into place when all of i
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 import shutil
@@ -83,7 +84,7 @@ class Restore:
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
-        os.sync()  # what is moved into place is on the disk
+        _sync_all(place)  # what is moved into place is on the disk
         for name in _TOPS:
             if (place / name).exists():
                 (place / name).rename(self._state / name)
@@ -226,6 +227,16 @@ def _is_empty(path: Path) -> bool:
         not files and not any(Path(here, f).is_symlink() for f in folders)
         for here, folders, files in os.walk(path)
     )
+
+
+def _sync_all(directory: Path) -> None:
+    """Everything of that file system. Not sync(2), which waits for all disks of the host."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
+            raise OSError(ctypes.get_errno(), "the disk did not take what was restored", str(directory))
+    finally:
+        os.close(fd)
 
 
 def _sync(directory: Path) -> None:

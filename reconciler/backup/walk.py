@@ -69,7 +69,7 @@ class _Walk:
     device: int
     skip: Callable[[str, str], None]
     bytes_left: int
-    entries_left: int = ENTRIES_MAX
+    entries_left: int
     listed: int = 0  # names in memory
     linked: dict[int, str] = field(default_factory=dict)
 
@@ -98,7 +98,9 @@ def walk(top: Path, skip: Callable[[str, str], None]) -> Iterator[Entry]:
             return
         raise
     room = os.fstatvfs(fd)
-    state = _Walk(os.fstat(fd).st_dev, skip, bytes_left=room.f_blocks * room.f_frsize)
+    state = _Walk(
+        os.fstat(fd).st_dev, skip, bytes_left=room.f_blocks * room.f_frsize, entries_left=ENTRIES_MAX
+    )
     stack: list[_Level] = []
     try:
         stack.append(_Level(fd, "", _names(state, fd, "")))

@@ -13,12 +13,12 @@ from reconciler.control import models as api
 from reconciler.control.auth import Door
 from reconciler.control.call import Call, Route
 from reconciler.control.edge import Param
+from reconciler.control.routes_care import CARE_ROUTES
 from reconciler.control.routes_lifecycle import LIFECYCLE_ROUTES
 from reconciler.errors import OperatorError
 from reconciler.model.states import ProposalState, UserRole
 
 OPERATOR = UserRole.OPERATOR
-SLOW_S = 300.0  # reads every file of the hive; `hive` waits as long
 
 # ---------------------------------------------------------------------------------------------- parameters
 _LIMIT = Param("limit", "integer", "At most so many rows.", default=50, low=1, high=500)
@@ -35,7 +35,6 @@ _STATE = Param("state", "string", "Only in this state.", choices=tuple(ProposalS
 _BASE = Param(
     "base", "string", "What to compare with.", default="running", choices=("running", "approved", "proposal")
 )
-_STATE_TOO = Param("state", "integer", "0: leave the agents' own trees out.", default=1, high=1)
 _LINES = Param("lines", "integer", "The last so many lines.", default=200, low=1, high=2000)
 
 
@@ -378,47 +377,6 @@ _ACCOUNT_ROUTES = (
         lambda c: c.services.accounts.sessions(),
         OPERATOR,
     ),
-    Route(
-        "GET",
-        "/v1/backup/plan",
-        "What a backup would hold now, and how large.",
-        api.BackupPlan,
-        lambda c: c.services.backups.plan(),
-        OPERATOR,
-        doors=frozenset({Door.CONTROL}),
-        deadline_s=SLOW_S,
-    ),
-    Route(
-        "GET",
-        "/v1/backup",
-        "The hive as one tar, of this instant; ends with its seal, or with the reason why not.",
-        None,
-        _none,
-        OPERATOR,
-        query=(_STATE_TOO,),
-        doors=frozenset({Door.CONTROL}),
-        special="archive",
-    ),
-    Route(
-        "GET",
-        "/v1/doctor",
-        "Check everything that must be true of the hive.",
-        api.Health,
-        lambda c: c.services.doctor.examine(c.actor, repair=False),
-        OPERATOR,
-        doors=frozenset({Door.CONTROL}),
-        deadline_s=SLOW_S,
-    ),
-    Route(
-        "POST",
-        "/v1/doctor/repair",
-        "Make anew what is only a picture of the rows (tags, main, deploy log, roots), then check.",
-        api.Health,
-        lambda c: c.services.doctor.examine(c.actor, repair=True),
-        OPERATOR,
-        doors=frozenset({Door.CONTROL}),
-        deadline_s=SLOW_S,
-    ),
     Route("GET", "/openapi.json", "This document.", None, _none, None, special="openapi"),
 )
 
@@ -429,4 +387,5 @@ ROUTES: tuple[Route, ...] = (
     *_APPROVAL_ROUTES,
     *_HISTORY_ROUTES,
     *_ACCOUNT_ROUTES,
+    *CARE_ROUTES,
 )

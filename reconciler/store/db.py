@@ -27,12 +27,12 @@ from reconciler.errors import OperatorError, PermanentError
 from reconciler.model.states import ProposalState
 from reconciler.store import migrate
 from reconciler.store.groups import Groups, finish
+from reconciler.store.pictures import Picture
 
 Row = aiosqlite.Row
 Value = str | int | float | bytes | None
 
 READERS = 3
-_FAULTS_MAX = 20
 WAL_KEPT_BYTES = 16 * 1024 * 1024  # what a burst left of the log beyond that is given back at a checkpoint
 BUSY_TIMEOUT_MS = 5000
 _BASE_PRAGMAS = (
@@ -172,42 +172,6 @@ def audit_payload(at: int, actor: str, action: str, target: str, data: dict[str,
 def chain(previous: str, payload: str) -> str:
     """The hash of a row that follows the row with hash `previous` (empty for the first)."""
     return hashlib.sha256(previous.encode() + b"\n" + payload.encode()).hexdigest()
-
-
-class Picture:
-    """A database at one instant, by a connection of its own: never half a transaction, however long it
-    takes."""
-
-    def __init__(self, connection: aiosqlite.Connection) -> None:
-        self._connection = connection
-
-    async def copy(self, target: Path) -> None:
-        """Write it to a new file, one file that needs no other beside it."""
-        migrate.create_private(target)
-        async with aiosqlite.connect(target) as copy:
-            await self._connection.backup(copy)
-            await copy.execute("PRAGMA journal_mode = DELETE")
-
-    async def faults(self, *, quick: bool) -> list[str]:
-        """What SQLite finds wrong with it; empty when it is whole. `quick`: without comparing indices."""
-        check = "quick_check" if quick else "integrity_check"
-        try:
-            found = [
-                str(row[0])
-                for row in await self._connection.execute_fetchall(f"PRAGMA {check}({_FAULTS_MAX})")
-            ]
-            loose = list(await self._connection.execute_fetchall("PRAGMA foreign_key_check"))[:_FAULTS_MAX]
-        except sqlite3.DatabaseError as error:
-            return [str(error)]
-        wrong = [] if found == ["ok"] else found
-        return wrong + [
-            f"row {row[1]} of {row[0]} refers to a row of {row[2]} that is not there" for row in loose
-        ]
-
-    async def schema(self) -> int:
-        """The number of its schema."""
-        rows = list(await self._connection.execute_fetchall("PRAGMA user_version"))
-        return int(rows[0][0])
 
 
 class Database:

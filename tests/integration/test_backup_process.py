@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -27,12 +26,11 @@ pytestmark = [pytest.mark.asyncio, hives.needs_root]
 
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    found = hives.folder()
-    for name in ("old", "new"):
-        (found / name).mkdir(mode=0o755)
-    _use(found / "old", monkeypatch)
-    yield found
-    subprocess.run(["rm", "-rf", "--", found], check=True, timeout=60)
+    with hives.a_place() as found:
+        for name in ("old", "new"):
+            (found / name).mkdir(mode=0o755)
+        _use(found / "old", monkeypatch)
+        yield found
 
 
 def _use(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,9 +68,8 @@ class World:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    found = hives.folder()
-    yield found
-    shutil.rmtree(found)
+    with hives.a_place() as found:
+        yield found
 
 
 @pytest_asyncio.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import hashlib
 import os
 import shutil
@@ -18,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.backup.reading import Report, read
+from reconciler.backup.restore import Restore, Restored
 from reconciler.backup.service import BackupService
 from reconciler.config import Config
 from reconciler.effects.git import GitRepositories
@@ -74,31 +77,78 @@ def config_in(place: Path) -> Config:
     return Config(state_dir=str(place / "state"), run_dir=str(place / "run"), gateway_user=GATEWAY)
 
 
-def folder() -> Path:
+@contextlib.contextmanager
+def a_place() -> Iterator[Path]:
     """Not pytest's: its parents are closed to the gateway's user."""
     place = Path(tempfile.mkdtemp(prefix="hive-backup-"))
     place.chmod(0o755)
-    return place
+    try:
+        yield place
+    finally:
+        _remove(place)
+
+
+def _remove(place: Path) -> None:
+    """By rm(1), which does not mind how deep a tree is."""
+    subprocess.run(["rm", "-rf", "--", place], check=True, timeout=60)
+
+
+def target(place: Path) -> Config:
+    """The configuration of another host, `new`."""
+    (place / "new").mkdir(exist_ok=True)
+    return config_in(place / "new")
+
+
+def restored(file: Path, place: Path) -> tuple[Path, Restored]:
+    """Restore on that host: its state directory, and what was said."""
+    config = target(place)
+    done = Restore(file, config, ranges=()).run()
+    return Path(config.state_dir), done
 
 
 async def a_hive(place: Path) -> Hive:
     """Three agents (one destroyed, its state kept), commits, tags, messages, audit rows, spending, staged
-    state."""
-    config = config_in(place)
-    state = Path(config.state_dir)
+    state. Made once per run, then copied with all its owners, holes and links."""
+    if not _MADE:
+        first = Path(tempfile.mkdtemp(prefix="hive-pattern-"))
+        first.chmod(0o755)
+        atexit.register(_remove, first)
+        made = open_hive(first, await _prepared(first))
+        await _fill(made)
+        await made.close()
+        _MADE.append(first)
+    await asyncio.to_thread(subprocess.run, ["cp", "-a", f"{_MADE[0]}/.", str(place)], check=True, timeout=60)
+    return open_hive(place, await Store.open(place / "state"))
+
+
+_MADE: list[Path] = []
+
+
+async def _prepared(place: Path) -> Store:
+    state = place / "state"
     state.mkdir(mode=0o711)
     state.chmod(0o711)
-    clock = VirtualClock()
-    store = await Store.open(state)
+    return await Store.open(state)
+
+
+def open_hive(place: Path, store: Store) -> Hive:
+    """The hive that lies there."""
+    config = config_in(place)
+    state = Path(config.state_dir)
     git = GitRepositories(state, Quarantine(state / "quarantine", GATEWAY))
     lock = asyncio.Lock()
-    hive = Hive(place, store, git, BackupService(store, config, clock, lock), config, lock)
-    files = RealHostFiles(config)
+    return Hive(place, store, git, BackupService(store, config, VirtualClock(), lock), config, lock)
+
+
+async def _fill(hive: Hive) -> None:
+    state, files = hive.state, RealHostFiles(hive.config)
     for name, base in BASES.items():
         await files.ensure_agent(name, base, manager=name == SMITH)
-        commit = await git.create(name, {"agent.nix": f"{{ }} # {name}\n"}, author="ann", message="first")
+        commit = await hive.git.create(
+            name, {"agent.nix": f"{{ }} # {name}\n"}, author="ann", message="first"
+        )
         await add_agent(hive, name, base, commit, "destroyed" if name == GONE else "running")
-    await git.create(AgentName("meta"), {"flake.nix": "{ }\n"}, author="hive", message="begins")
+    await hive.git.create(AgentName("meta"), {"flake.nix": "{ }\n"}, author="hive", message="begins")
     fill_tree(hive.tree(SMITH), BASES[SMITH] + 1000)
     (state / "agents" / SCOUT / ".unpacked").write_text("digest")
     (state / "agents" / SCOUT / ".unpacked").chmod(0o600)
@@ -106,7 +156,6 @@ async def a_hive(place: Path) -> Hive:
     (state / "staged" / "2.tar").write_bytes(b"a staged state")
     (state / "staged" / "2.tar").chmod(0o600)
     await spend(state)
-    return hive
 
 
 async def add_agent(hive: Hive, name: str, base: int, commit: Commit, desired: str) -> None:
