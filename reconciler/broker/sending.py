@@ -87,7 +87,7 @@ class Sending:
                 )
                 for name in names
             ]
-            self._ring_after(tx, *names)
+            self._ring_after(tx, *names, urgent=False)
         return wire.Sent(ids=ids)
 
     async def send_as_operator(self, actor: Actor, request: api.NewMessage) -> api.Message:
@@ -114,7 +114,7 @@ class Sending:
                 for name in names
             ]
             await tx.audit(actor.name, "message.send", request.to, messages=ids)
-            self._ring_after(tx, *names)
+            self._ring_after(tx, *names, urgent=True)
             row = await messages.get(tx, ids[0])
         assert row is not None, "it was written in this transaction"
         view = views.message(row)
@@ -129,7 +129,7 @@ class Sending:
             if message is not None:
                 row = await messages.get(tx, message)
                 assert row is not None, "it was written in this transaction or before"
-                self._ring_after(tx, row["recipient"])
+                self._ring_after(tx, row["recipient"], urgent=urgent)
 
     async def page(self, *, agent: str | None, before: int | None, limit: int) -> api.MessageList:
         """Newest first."""
@@ -152,11 +152,14 @@ class Sending:
         assert row is not None, "messages are never deleted"
         return views.message(row)
 
-    def _ring_after(self, tx: Tx, *names: str) -> None:
+    def _ring_after(self, tx: Tx, *names: str, urgent: bool) -> None:
+        """`urgent`: a nap may have ended by it, which is to be shown."""
+
         def ring() -> None:
             for name in names:
                 self._core.ring(name)
-                self._core.presence.touch(name)
+                if urgent:
+                    self._core.presence.touch(name)
 
         tx.after_commit(ring)
 

@@ -73,12 +73,15 @@ async def with_key(reader: Reader, sender: str, key: str) -> Sequence[Row]:
 
 async def page(reader: Reader, *, agent: str | None, before: int | None, limit: int) -> Sequence[Row]:
     """Newest first, older than the message `before`; `agent` stands on either side."""
+    if agent is None:
+        return await reader.all(
+            "SELECT * FROM messages WHERE ?1 IS NULL OR id < ?1 ORDER BY id DESC LIMIT ?2", before, limit
+        )
     return await reader.all(
-        "SELECT * FROM messages WHERE (?1 IS NULL OR id < ?1) "
-        "AND (?2 IS NULL OR sender = ?2 OR recipient = ?2) ORDER BY id DESC LIMIT ?3",
-        before,
-        agent,
-        limit,
+        "SELECT * FROM (SELECT * FROM messages WHERE sender = ?1 AND (?2 IS NULL OR id < ?2) "
+        "ORDER BY id DESC LIMIT ?3) UNION SELECT * FROM (SELECT * FROM messages WHERE recipient = ?1 "
+        "AND (?2 IS NULL OR id < ?2) ORDER BY id DESC LIMIT ?3) ORDER BY id DESC LIMIT ?3",
+        *(agent, before, limit),
     )
 
 

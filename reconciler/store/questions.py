@@ -52,7 +52,12 @@ async def open_count(reader: Reader, agent: str) -> int:
 
 async def page(reader: Reader, limit: int) -> Sequence[Row]:
     """Open ones first, newest first."""
-    return await reader.all("SELECT * FROM questions ORDER BY state <> 'open', id DESC LIMIT ?", limit)
+    return await reader.all(
+        "SELECT * FROM (SELECT * FROM questions WHERE state = 'open' ORDER BY id DESC LIMIT ?1) "
+        "UNION SELECT * FROM (SELECT * FROM questions ORDER BY id DESC LIMIT ?1) "
+        "ORDER BY state <> 'open', id DESC LIMIT ?1",
+        limit,
+    )
 
 
 async def close(tx: Tx, row: Row, state: str, *, answer: str | None = None, by: str | None = None) -> bool:
@@ -74,7 +79,7 @@ async def close(tx: Tx, row: Row, state: str, *, answer: str | None = None, by: 
 async def overdue(reader: Reader, now: int) -> Sequence[Row]:
     """Open questions whose time is over."""
     return await reader.all(
-        "SELECT * FROM questions WHERE state = 'open' AND expires_at <= ? ORDER BY id LIMIT 100", now
+        "SELECT * FROM questions WHERE state = 'open' AND expires_at <= ? ORDER BY expires_at LIMIT 100", now
     )
 
 

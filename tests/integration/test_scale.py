@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -103,6 +104,61 @@ async def add_turns(store: Store, count: int, turns: int) -> None:
                     "begun_at, ended_at) VALUES (?, 'b', ?, 's', 'haiku', 'ended', 'ok', ?, ?)",
                     *(name_of(number), f"key-{turn}", tx.now, tx.now),
                 )
+
+
+async def add_messages(store: Store, count: int, messages: int) -> None:
+    """Consumed ones, from and to everybody, and closed questions."""
+    async with store.state.transaction() as tx:
+        for number in range(messages):
+            for sender in range(count):
+                await tx.run(
+                    "INSERT INTO messages (sender, recipient, body, dedupe_key, state, sent_at) "
+                    "VALUES (?, ?, 'old', ?, 'acked', 1)",
+                    *(name_of(sender), name_of((sender + 1) % count), f"old-key-{number}"),
+                )
+            await tx.run(
+                "INSERT INTO questions (agent, question, dedupe_key, asked_at, answered_at, state) "
+                "VALUES ('hm1nd', 'old?', ?, 1, 1, 'answered')",
+                f"old-key-{number}",
+            )
+
+
+_NUMBERS = itertools.count()
+
+
+async def send_and_receive(hived: Hived) -> None:
+    """A message from one agent to the manager, who consumes it."""
+    message = wire.SendMessage(to="manager", body="hello", key=f"new-key-{next(_NUMBERS)}")
+    await hived.broker.send(name_of(1), message)
+    inbox = await hived.broker.inbox(name_of(0), BOOT, wait_s=0, limit=5, turn=None)
+    assert inbox.lease is not None
+    await hived.broker.ack(name_of(0), inbox.lease)
+
+
+MESSAGES: dict[str, Work] = {
+    "send and receive": send_and_receive,
+    "page of an agent": lambda hived: hived.broker.messages(agent="hm1nd", before=None, limit=5),
+    "page of all": lambda hived: hived.broker.messages(agent=None, before=None, limit=5),
+    "questions": lambda hived: hived.broker._questions.expire(),
+    "status": lambda hived: hived.agents.status(),
+}
+
+
+@pytest.mark.parametrize("what", MESSAGES)
+async def test_a_month_of_messages_makes_none_dearer(tmp_path: Path, what: str) -> None:
+    found = []
+    for behind in (10, 2000):
+        async with fleet(tmp_path / str(behind), FEW) as world:
+            await add_messages(world.store, FEW, behind)
+            hived = await settled(world)
+            try:
+                await MESSAGES[what](hived)
+                async with costing(world) as cost:
+                    await MESSAGES[what](hived)
+            finally:
+                await hived.sites.close()
+            found.append(cost.steps)
+    assert found[1] <= found[0] + 5, "hundreds of steps"
 
 
 CHEAP: dict[str, Work] = {
