@@ -43,7 +43,7 @@ def _agent(bed: Bed, verb: str) -> dict[str, Any]:
 
 def test_the_systemd_driver_keeps_the_contract_of_all_drivers(bed: Bed) -> None:
     results = pytest_in_bed(
-        bed, "tests/contract/test_containers.py", env={"HIVE_TEST_DRIVER": "systemd"}, timeout_s=120
+        bed, "tests/contract/test_containers.py", env={"HIVE_TEST_DRIVER": "systemd"}, timeout_s=240
     )
     assert len(results) >= 20
     assert all("[systemd]" in result.name for result in results)
@@ -52,7 +52,7 @@ def test_the_systemd_driver_keeps_the_contract_of_all_drivers(bed: Bed) -> None:
 def test_whoever_dies_or_meddles_is_seen_and_nothing_is_left(bed: Bed) -> None:
     results = pytest_in_bed(
         bed, "tests/system/inside/systemd_driver.py",
-        env={"HIVE_TEST_CRASHES": str(_CRASHES)}, timeout_s=240,
+        env={"HIVE_TEST_CRASHES": str(_CRASHES)}, timeout_s=280,
     )  # fmt: skip
     assert len(results) >= 15
 

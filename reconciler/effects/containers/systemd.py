@@ -25,7 +25,7 @@ from typing import Literal
 
 from reconciler.config import Config
 from reconciler.effects.bus import Bus, SystemBus
-from reconciler.effects.containers import cgroups, drift, journal, proc, record, suspend, unitfile, userns
+from reconciler.effects.containers import drift, journal, proc, record, standing, suspend, unitfile, userns
 from reconciler.effects.containers.arguments import container_command
 from reconciler.effects.containers.driver import ShimContainers
 from reconciler.effects.containers.units import GREETING, MATCHES, UnitFacts, Units, changed, unit_of
@@ -86,7 +86,7 @@ class SystemdContainers:
         for name in self._names(listed):
             state = listed.get(unitfile.unit_name(name))
             found = record.read_record(self._directory(name))
-            steady = _steady(state, found, world)
+            steady = standing.steady(state, found, world)
             if (found is not None and found.shim is not None) or (steady is None and state is not None):
                 statuses[name] = await self.status(name)
             else:
@@ -102,12 +102,12 @@ class SystemdContainers:
             mine = found if found is not None and found.invocation == facts.invocation else None
             order = self._order(name) if mine is None else None
             toplevel = mine.toplevel if mine is not None else order.toplevel if order is not None else None
-            return _living(unit, facts, mine, toplevel, differs)
+            return standing.living(unit, facts, mine, toplevel, differs)
         if facts is not None and facts.invocation and (not found or found.invocation != facts.invocation):
-            return _unrecorded(unit, facts, self._order(name))
+            return standing.unrecorded(unit, facts, self._order(name))
         if found is None:
             return ContainerStatus(phase="absent")
-        return _ended(unit, facts, found, world, await self._drift.of(name, None, self._order))
+        return standing.ended(unit, facts, found, world, await self._drift.of(name, None, self._order))
 
     async def list(self) -> Sequence[AgentName]:
         """Names with a record or a living unit, sorted."""
@@ -218,7 +218,7 @@ class SystemdContainers:
             facts = await self._running(name)
             if await self._units.freeze(unitfile.unit_name(name)):
                 return
-            if not await asyncio.to_thread(suspend.suspend, _members(facts), _FREEZE_S):
+            if not await asyncio.to_thread(suspend.suspend, standing.members(facts), _FREEZE_S):
                 raise TemporaryError(
                     f"the container of {name} could not be suspended", after_s=0.2, code="not-frozen"
                 )
@@ -246,7 +246,7 @@ class SystemdContainers:
             await self._shim.forbid_user_namespaces(name)
             return
         facts = await self._running(name)
-        leader = _leader(facts)
+        leader = standing.leader_of(facts)
         await userns.forbid(name, None if leader is None else proc.ref(leader))
 
     # ------------------------------------------------------------------------------------------- watching
@@ -317,14 +317,14 @@ class SystemdContainers:
 
     async def _running(self, name: AgentName) -> UnitFacts:
         facts = await self._units.find(unitfile.unit_name(name))
-        if facts is None or facts.active != "active" or _leader(facts) is None:
+        if facts is None or facts.active != "active" or standing.leader_of(facts) is None:
             raise TemporaryError(f"the container of {name} does not run", code="not-running")
         return facts
 
     async def _resume(self, unit: str, facts: UnitFacts) -> None:
         if facts.freezer != "running":
             await self._units.thaw(unit)
-        members = _members(facts)
+        members = standing.members(facts)
         if suspend.is_suspended(members):
             await asyncio.to_thread(suspend.resume, members)
 
@@ -338,98 +338,6 @@ class SystemdContainers:
 
 
 _TELLING = ("ActiveState", "SubState", "InvocationID", "FreezerState", "NeedDaemonReload")
-
-
-def _leader(facts: UnitFacts) -> int | None:
-    """The first process of the container: nspawn's only child."""
-    return next(iter(proc.children(facts.main_pid)), None) if facts.main_pid else None
-
-
-def _members(facts: UnitFacts) -> record.Record:
-    """What `suspend` needs to find the processes by itself, without a control group."""
-    leader = _leader(facts)
-    return record.Record("", "", "", "", 0.0, leader=None if leader is None else proc.ref(leader))
-
-
-def _steady(listed: tuple[str, str] | None, found: record.Record | None, world: str) -> UnitFacts | None:
-    """The facts of a unit that is active in systemd's list, and whose recorded process lives."""
-    if listed != ("active", "running") or found is None or found.nspawn is None:
-        return None
-    if found.phase != "running" or found.world != world or not found.nspawn.is_alive():
-        return None
-    return UnitFacts("active", found.invocation, found.nspawn.pid, freezer="")
-
-
-def _living(
-    unit: str,
-    facts: UnitFacts,
-    mine: record.Record | None,
-    toplevel: str | None,
-    differs: tuple[str, ...],
-) -> ContainerStatus:
-    leader = _leader(facts)
-    groups = cgroups.of_unit(facts.main_pid, unit) if facts.main_pid else ()
-    frozen = "frozen" in facts.freezer if facts.freezer else bool(cgroups.is_frozen(groups))
-    return ContainerStatus(
-        phase="starting" if facts.active == "activating" else "running",
-        toplevel=toplevel,
-        invocation=facts.invocation or None,
-        unit=unit,
-        leader_pid=leader,
-        started_at=None if mine is None else mine.started_at,
-        # RLIMIT_NPROC bounds the tasks of each uid where no control group does.
-        limits_enforced=tuple(sorted({*cgroups.enforced(groups), "tasks"})),
-        stop_asked=mine is not None and mine.stop_asked,
-        frozen=frozen or (leader is not None and proc.state_of(leader) == "T"),
-        drift=differs,
-    )
-
-
-def _ended(
-    unit: str, facts: UnitFacts | None, found: record.Record, world: str, differs: tuple[str, ...]
-) -> ContainerStatus:
-    """From the record; from systemd what the unit's helper could not write down (no disk, no Python)."""
-    told = facts if found.phase != "exited" and facts is not None and facts.invocation else None
-    return ContainerStatus(
-        phase="exited",
-        toplevel=found.toplevel,
-        invocation=found.invocation,
-        unit=unit,
-        exit_code=found.exit_code if told is None else _exit_code(told),
-        signal=found.signal if told is None else _signal(told),
-        oom=found.oom or (told is not None and told.result == "oom-kill"),
-        started_at=found.started_at,
-        limits_enforced=found.limits_enforced,
-        host_restarted=found.world != world,
-        result=found.result if told is None else told.result,
-        ended_at=found.ended_at if told is None else told.main_exited_at or None,
-        stop_asked=found.stop_asked,
-        drift=differs,
-    )
-
-
-def _unrecorded(unit: str, facts: UnitFacts, order: record.Order | None) -> ContainerStatus:
-    """A start that ended before the unit's helper could write anything down."""
-    if order is None:
-        return ContainerStatus(phase="absent")
-    return ContainerStatus(
-        phase="exited",
-        toplevel=order.toplevel,
-        invocation=facts.invocation,
-        unit=unit,
-        exit_code=_exit_code(facts),
-        signal=_signal(facts),
-        result=facts.result,
-        ended_at=facts.main_exited_at or None,
-    )
-
-
-def _exit_code(facts: UnitFacts) -> int | None:
-    return None if facts.killed or not facts.main_exited_at else facts.main_status
-
-
-def _signal(facts: UnitFacts) -> int | None:
-    return facts.main_status if facts.killed else None
 
 
 __all__ = ["ForeignEnd", "SystemdContainers"]
