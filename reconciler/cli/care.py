@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import stat
 import sys
 import tarfile
 import time
@@ -42,19 +44,15 @@ def backup(options: Namespace, console: Console) -> int:
     if file.exists() or file.is_symlink():
         raise Failure(f"{file} exists", "a backup overwrites nothing: choose another name", code="conflict")
     partial = file.with_name(f"{file.name}.partial")
-    try:
-        partial.unlink(missing_ok=True)  # of a `hive backup` that was killed
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise Failure(f"cannot write {partial}: {error.strerror}", "choose another place") from error
-    try:
-        with os.fdopen(fd, "wb") as target:
+    with os.fdopen(_open_partial(partial), "wb", buffering=0) as target:  # its lock ends with it
+        try:
             report = _receive(hive, target, options, console)
-            target.flush()
             os.fsync(target.fileno())
-        _into_place(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+            _into_place(partial, file)
+        except OSError as error:
+            raise Failure(f"cannot write {partial}: {error.strerror}", "is there room for it?") from error
+        finally:
+            partial.unlink(missing_ok=True)
     _tell_report(report, file, console)
     return Exit.DONE
 
@@ -170,7 +168,9 @@ class _Tee:
 
     def read(self, size: int = -1) -> bytes:
         data = self._source.read(size)
-        self._target.write(data)
+        left = memoryview(data)
+        while left:
+            left = left[self._target.write(left) :]
         self.size += len(data)
         return data
 
@@ -219,6 +219,36 @@ def _receive(hive: Hive, target: IO[bytes], options: Namespace, console: Console
             return report
         finally:
             progress.clear()
+
+
+def _open_partial(partial: Path) -> int:
+    """The unfinished file, ours alone as long as the descriptor is open; what a killed `hive backup` left is
+    written over."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(partial, flags, 0o600)
+    except OSError as error:
+        raise Failure(f"cannot write {partial}: {error.strerror}", "choose another place") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found, there = os.fstat(fd), partial.lstat()
+        _check_partial(partial, found)
+        if (found.st_dev, found.st_ino) != (there.st_dev, there.st_ino):
+            raise BlockingIOError  # noqa: TRY301 - another one has just finished with it
+        os.fchmod(fd, 0o600)
+        os.ftruncate(fd, 0)
+    except (BlockingIOError, FileNotFoundError) as error:
+        os.close(fd)
+        raise Failure(f"another `hive backup` writes {partial}", "wait for it", code="conflict") from error
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_partial(partial: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink > 1:
+        raise Failure(f"{partial} is somebody else's", "choose another place")
 
 
 def _into_place(partial: Path, file: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from reconciler.errors import PermanentError
 from reconciler.store import migrate
 from reconciler.store.db import audit_payload, chain
 
@@ -52,6 +53,10 @@ def _open(path: Path, *, write: bool = False) -> Iterator[sqlite3.Connection]:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA cell_size_check = ON")
         yield connection
+    except sqlite3.Error as error:
+        raise PermanentError(
+            f"{path.name}: {error}", hint="is the disk full, or the file damaged?"
+        ) from error
     finally:
         connection.close()
 
@@ -81,7 +86,7 @@ def faults(path: Path, expected_schema: int | None = None) -> list[str]:
             owner = int(db.execute("PRAGMA application_id").fetchone()[0])
             found = [str(row[0]) for row in db.execute(f"PRAGMA integrity_check({_FAULTS_MAX})")]
             loose = db.execute("PRAGMA foreign_key_check").fetchmany(_FAULTS_MAX)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, PermanentError) as error:
         return [str(error)]
     wrong = [] if found == ["ok"] else found
     if owner != migrate.APPLICATION_ID:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import aiosqlite
 
+from reconciler.errors import PermanentError
 from reconciler.store import migrate
 
 _FAULTS_MAX = 20
@@ -20,11 +21,17 @@ class Picture:
         self._connection = connection
 
     async def copy(self, target: Path) -> None:
-        """Write it to a new file, one file that needs no other beside it."""
+        """Write it to a new file, one file that needs no other beside it. `PermanentError` if the disk does
+        not take it."""
         migrate.create_private(target)
-        async with aiosqlite.connect(target) as copy:
-            await self._connection.backup(copy)
-            await copy.execute("PRAGMA journal_mode = DELETE")
+        try:
+            async with aiosqlite.connect(target) as copy:
+                await self._connection.backup(copy)
+                await copy.execute("PRAGMA journal_mode = DELETE")
+        except sqlite3.Error as error:
+            raise PermanentError(
+                f"{target.name} could not be copied: {error}", hint="is there room, and is the disk well?"
+            ) from error
 
     async def faults(self, *, quick: bool) -> list[str]:
         """What SQLite finds wrong with it; empty when it is whole. `quick`: without comparing indices."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import io
 import json
 import os
+import resource
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,53 @@ async def test_a_backup_overwrites_nothing(services: FakeServices, place: Path) 
     assert "exists" in err
     assert (place / "b.tar").read_text() == "precious"
     assert services.backups.calls == []
+
+
+async def test_what_a_killed_backup_left_is_written_over_and_what_is_at_work_is_left_alone(
+    services: FakeServices, place: Path
+) -> None:
+    partial = place / "b.tar.partial"
+    partial.write_bytes(b"half of a backup" * 1000)
+    with partial.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        status, _, err = await hive("backup", str(place / "b.tar"))
+        assert (status, "another `hive backup`" in err) == (1, True)
+        assert partial.stat().st_size == 16_000
+    assert (await hive("backup", str(place / "b.tar")))[0] == 0
+    with (place / "b.tar").open("rb") as file:
+        assert read(file).members
+    assert not partial.exists()
+
+
+async def test_a_file_that_somebody_else_put_there_is_not_written(
+    services: FakeServices, place: Path
+) -> None:
+    precious = place / "precious"
+    precious.write_text("precious")
+    partial = place / "b.tar.partial"
+    puts: list[Callable[[], None]] = [
+        lambda: partial.symlink_to(precious),
+        lambda: os.link(precious, partial),
+        lambda: os.mkfifo(partial),
+    ]
+    for put in puts:
+        put()
+        assert (await hive("backup", str(place / "b.tar")))[0] == 1
+        assert precious.read_text() == "precious"
+        partial.unlink()
+    assert services.backups.calls == []
+
+
+async def test_a_disk_that_is_full_is_told_and_leaves_nothing(services: FakeServices, place: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        status, _, err = await hive("backup", str(place / "b.tar"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 1
+    assert "File too large" in err
+    assert not list(place.glob("b.tar*"))
 
 
 async def test_an_archive_that_is_cut_off_is_not_kept(services: FakeServices, place: Path) -> None:

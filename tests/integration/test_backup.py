@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import shutil
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from reconciler.errors import HiveError, TemporaryError
+from reconciler.errors import HiveError, PermanentError, TemporaryError
 from reconciler.store.db import Store
 from tests.support import hives
 from tests.support.hives import BASES, NOT_UTF8, OPERATOR, SCOUT, SMITH, Hive, restored
@@ -136,6 +137,22 @@ async def test_a_backup_leaves_nothing_behind_and_a_killed_ones_rest_is_swept(
     (hive.state / "backup/state.db").touch()
     hive.service.sweep()
     assert sorted(path.name for path in hive.state.iterdir()) == before
+
+
+async def test_a_disk_that_does_not_take_the_copies_is_told_and_nothing_is_left(
+    hive: Hive, place: Path
+) -> None:
+    async with hive.store.events.transaction() as tx:
+        await tx.run("INSERT INTO build_log (proposal_id, at, text) VALUES (1, 1, hex(zeroblob(2000000)))")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(PermanentError, match=r"events\.db could not be copied"):
+            await hive.backup(place / "b.tar")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (hive.state / "backup").exists()
+    await hive.backup(place / "c.tar")
 
 
 async def test_who_stops_reading_ends_the_backup_and_frees_the_lock(hive: Hive) -> None:
