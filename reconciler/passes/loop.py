@@ -155,8 +155,8 @@ class Passes:
             await self._clock.sleep(RETRY_FIRST_S)
         self.first_read.set()
         while True:
-            if await self._is_done(self.full_read):
-                self._read_at = self._clock.monotonic()
+            await self._is_done(self.full_read)
+            self._read_at = self._clock.monotonic()  # a read that failed has moved, too: it did not hang
             await self._clock.sleep(self._resync_s)
 
     @staticmethod

@@ -305,3 +305,16 @@ async def test_a_world_that_cannot_be_read_ends_nothing_and_is_read_when_it_is_b
             await asyncio.sleep(0.01)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.asyncio
+async def test_a_world_that_cannot_be_read_for_long_is_not_taken_for_a_hang(bench: PassBench) -> None:
+    async def away() -> None:
+        raise TemporaryError("the bus is away")
+
+    bench.passes.full_read = away  # type: ignore[method-assign]
+    reading = asyncio.create_task(bench.passes._resync())
+    began = bench.clock.at
+    await until(lambda: bench.clock.at > began + 1000)
+    assert bench.passes.stuck() is None
+    reading.cancel()

@@ -103,7 +103,7 @@ async def test_restarts_under_a_hammering_client_refuse_nobody(tmp_path: Path) -
         await hive.start()
         hammer = Hammer(hive.run / "control.sock")
         try:
-            for _ in range(3):
+            for _ in range(2):
                 await hammer.more(20)
                 await hive.stop()
                 await hive.start()
@@ -111,7 +111,7 @@ async def test_restarts_under_a_hammering_client_refuse_nobody(tmp_path: Path) -
         finally:
             await hammer.end()
         assert hammer.failures == []
-        assert hammer.answers >= 80
+        assert hammer.answers >= 60
         assert hammer.longest_s < 15, "calls wait no longer than a client does"
 
 
