@@ -19,7 +19,7 @@ from reconciler.plan.steps import Again, Failed, Plan, Settled, Waiting
 from reconciler.services import Actor, Approvals
 from reconciler.store import agents as agent_rows
 from reconciler.store import fleet
-from reconciler.store.db import Row, Store
+from reconciler.store.db import Database, Row, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +254,7 @@ class AgentService:
             gateway_connected=self._spending.connected,
             databases=list(await self._storage.sizes()),
             pruned_at=self._storage.pruned_at,
+            troubles=[_no_room(db) for db in (self._store.state, self._store.events) if db.full_since],
         )
 
     # ------------------------------------------------------------------------------------------- steering
@@ -372,3 +373,11 @@ def _plan(name: str, planned: Plan) -> api.Plan:
 def _operator(actor: Actor) -> None:
     if actor.role is not UserRole.OPERATOR:
         raise OperatorError("a viewer may only look", code="forbidden", hint="log in as an operator")
+
+
+def _no_room(db: Database) -> str:
+    since = stamp(int((db.full_since or 0) * MICRO))
+    return (
+        f"cannot write {db.path} since {since}: the disk is full; make room, and it goes on by itself "
+        "(agents at work go on, nothing is lost)"
+    )

@@ -58,6 +58,7 @@ from reconciler.passes.loop import Presence as SeenByPasses
 from reconciler.plan.facts import Bounds
 from reconciler.plan.steps import Failed, Plan
 from reconciler.retention import Retention
+from reconciler.room import Room, lasting
 from reconciler.services import Services
 from reconciler.sockets import Bound, inherited
 from reconciler.startstop import STOP_S, end_within, extending, prove_life
@@ -252,16 +253,19 @@ class Hived:
             tasks = [
                 group.create_task(self.events.run(), name="events"),
                 group.create_task(self.broker.run(), name="broker"),
+                group.create_task(Room(self.store, self.events.publish, self.clock).run(), name="room"),
                 group.create_task(self.gateway.run(), name="gateway"),
                 group.create_task(self.gateway_sync.run(), name="gateway-sync"),
-                group.create_task(self.passes.run(), name="passes"),
-                group.create_task(self.retention.run(), name="retention"),
+                group.create_task(lasting("passes", self.passes.run, self.clock), name="passes"),
+                group.create_task(lasting("retention", self.retention.run, self.clock), name="retention"),
                 group.create_task(prove_life(self.notifier, self.passes.stuck, self._status), name="life"),
             ]
             if self._foreign is not None:
                 tasks.append(group.create_task(self._tell_foreign(self._foreign()), name="foreign"))
             await self.approvals.resume()
-            tasks.append(group.create_task(self.approvals.run(), name="approvals"))
+            tasks.append(
+                group.create_task(lasting("approvals", self.approvals.run, self.clock), name="approvals")
+            )
             await self.passes.first_read.wait()
             await self.control.start()
             self.notifier.ready()

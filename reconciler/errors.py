@@ -6,6 +6,7 @@ lives on.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 
@@ -62,6 +63,28 @@ class TemporaryError(HiveError):
         self.after_s = after_s
 
 
+ROOM_AFTER_S = 5.0
+
+
+class DiskFullError(TemporaryError):
+    """There is no room for something that must be written. Whoever meets it leaves all as it was and tries
+    again later; nothing is given up for it."""
+
+    def __init__(self, message: str) -> None:
+        hint = "make room (`hive doctor` shows where); hived goes on by itself"
+        super().__init__(message, after_s=ROOM_AFTER_S, code="disk-full", hint=hint)
+
+
+def disk_full(error: BaseException) -> DiskFullError | None:
+    """An error of the operating system as one of a full disk, if it is one."""
+    if isinstance(error, DiskFullError):
+        return error
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        where = f" {error.filename}" if error.filename else ""
+        return DiskFullError(f"cannot write{where}: the disk is full")
+    return None
+
+
 class PermanentError(HiveError):
     """Retrying cannot help; somebody must change something."""
 
@@ -114,10 +137,12 @@ __all__ = [
     "AgentError",
     "CommandError",
     "CommandRecord",
+    "DiskFullError",
     "HiveError",
     "InvalidError",
     "OperatorError",
     "PermanentError",
     "Refusal",
     "TemporaryError",
+    "disk_full",
 ]

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import structlog
 
-from reconciler.errors import PermanentError
+from reconciler.errors import PermanentError, disk_full
 
 log = structlog.get_logger("sockets")
 
@@ -120,6 +120,8 @@ def bind(path: Path, *, mode: int, uid: int, gid: int, kind: int = socket.SOCK_S
             raise
     except OSError as error:
         sock.close()
+        if full := disk_full(error):
+            raise full from error
         raise PermanentError(f"cannot make the socket {path}: {error.strerror}", code="socket") from error
     finally:
         if folder >= 0:

@@ -21,7 +21,15 @@ from pydantic import ValidationError
 from reconciler.approvals import hostids, rules, views
 from reconciler.config import Config
 from reconciler.effects.protocols import Clock, Evaluation, Git, Nix
-from reconciler.errors import CommandError, HiveError, InvalidError, OperatorError, TemporaryError
+from reconciler.errors import (
+    CommandError,
+    DiskFullError,
+    HiveError,
+    InvalidError,
+    OperatorError,
+    TemporaryError,
+    disk_full,
+)
 from reconciler.model.changes import Change, FileId, file_changes, overall, setting_changes
 from reconciler.model.names import AgentName, Commit
 from reconciler.model.spec import Spec
@@ -88,13 +96,26 @@ class Examiner:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def run(self, proposal: int) -> None:
-        """Examine to the end. Does not raise for what is wrong with the proposal: that is its outcome."""
+        """Examine to the end. Does not raise for what is wrong with the proposal: that is its outcome. A full
+        disk says nothing about it: it waits for room."""
+        while True:
+            try:
+                return await self._run(proposal)
+            except DiskFullError as error:
+                log.warning("examination.later", proposal=proposal, error=error.message)
+                await self._clock.sleep(error.after_s)
+
+    async def _run(self, proposal: int) -> None:
         try:
             async with self._slots:
                 await self._attempt(proposal)
+        except DiskFullError:
+            raise
         except HiveError as error:
             await self.invalidate(proposal, error)
         except Exception as error:  # a worker's loop: the proposal must end in a state, and hived goes on
+            if full := disk_full(error):
+                raise full from error
             log.exception("examination.bug", proposal=proposal)
             await self.invalidate(proposal, ExaminationError(error))
 
@@ -109,7 +130,7 @@ class Examiner:
             except TimeoutError as error:
                 raise InvalidError("the examination took too long") from error
             except TemporaryError as error:
-                if not left:
+                if not left or isinstance(error, DiskFullError):
                     raise
                 log.warning("examination.again", proposal=proposal, error=error.message)
                 await self._clock.sleep(error.after_s)

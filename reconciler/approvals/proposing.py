@@ -21,7 +21,7 @@ from reconciler.approvals.examination import Examiner
 from reconciler.approvals.voice import Voice
 from reconciler.config import Config
 from reconciler.effects.protocols import Git, HostFiles
-from reconciler.errors import AgentError, HiveError, InvalidError, PermanentError
+from reconciler.errors import AgentError, DiskFullError, HiveError, InvalidError, PermanentError, disk_full
 from reconciler.model.names import OPERATOR, AgentName, Commit, agent_name
 from reconciler.model.names import commit as commit_id
 from reconciler.model.states import ProposalKind, ProposalState, Role
@@ -268,17 +268,22 @@ class Proposing:
     async def arrive(
         self, number: int, name: AgentName, commit: Commit, take: Callable[[], Awaitable[None]] | None
     ) -> None:
-        """Take the commit in, pin it, and begin its examination; what cannot be taken ends as invalid."""
+        """Take the commit in, pin it, and begin its examination; what cannot be taken ends as invalid.
+        Without room for it the proposal stays as it is: who asks again goes on with it."""
         self._arriving.add(number)
         try:
             if take is not None:
                 await take()
             await self._git.pin(name, f"proposal/{number}", commit)
+        except DiskFullError:
+            raise
         except HiveError as error:
             await self._examiner.invalidate(number, error, tell=False)
             self.discard_staged(number)
             raise
         except OSError as error:
+            if full := disk_full(error):
+                raise full from error
             failure = PermanentError(f"the proposal could not be stored: {error.strerror}")
             await self._examiner.invalidate(number, failure, tell=False)
             raise failure from error

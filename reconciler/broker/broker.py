@@ -18,6 +18,7 @@ from reconciler.control import models as api
 from reconciler.effects.protocols import Clock
 from reconciler.model.instants import micros
 from reconciler.model.names import AgentName
+from reconciler.room import lasting
 from reconciler.services import Actor, Wake
 from reconciler.store import agents, messages
 from reconciler.store.db import Store
@@ -58,8 +59,9 @@ class MessageBroker:
     async def run(self) -> None:
         """Tell of states and expire questions until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._core.presence.run(), name="presence")
-            group.create_task(self._questions.run(), name="questions")
+            clock = self._core.clock
+            group.create_task(lasting("presence", self._core.presence.run, clock), name="presence")
+            group.create_task(lasting("questions", self._questions.run, clock), name="questions")
 
     def _observe(self, event: api.Event) -> None:
         """Wake whom an event of another service concerns; the commits of this one wake by themselves."""

@@ -19,6 +19,7 @@ from reconciler.broker.signals import Signal
 from reconciler.control import models as api
 from reconciler.effects.protocols import Clock
 from reconciler.model.instants import micros, stamp
+from reconciler.room import lasting
 from reconciler.store import events as sql
 from reconciler.store.db import Row, Store
 
@@ -63,8 +64,8 @@ class EventLog:
     async def run(self) -> None:
         """Carry the outbox and the hints until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.outbox.run(), name="outbox")
-            group.create_task(self._carry_hints(), name="hints")
+            group.create_task(lasting("outbox", self.outbox.run, self._clock), name="outbox")
+            group.create_task(lasting("hints", self._carry_hints, self._clock), name="hints")
 
     async def drain(self) -> None:
         """Copy what the process before left in the outbox, before anything new is written."""

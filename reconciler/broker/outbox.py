@@ -18,8 +18,9 @@ import structlog
 from reconciler.broker.signals import Signal
 from reconciler.control import models as api
 from reconciler.effects.protocols import Clock
-from reconciler.errors import PermanentError, TemporaryError
+from reconciler.errors import PermanentError, TemporaryError, disk_full
 from reconciler.model.instants import stamp
+from reconciler.room import lasting
 from reconciler.store import events as events_sql
 from reconciler.store import outbox as outbox_sql
 from reconciler.store.db import Row, Store, Tx
@@ -68,8 +69,9 @@ class Outbox:
         async with self._store.state.transaction() as tx:
             await outbox_sql.forgive(tx)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._carry_events(), name="outbox.events")
-            group.create_task(self._carry_effects(), name="outbox.effects")
+            group.create_task(lasting("outbox.events", self._carry_events, self._clock), name="outbox.events")
+            effects = lasting("outbox.effects", self._carry_effects, self._clock)
+            group.create_task(effects, name="outbox.effects")
 
     # ------------------------------------------------------------------------------------------------ events
     async def _carry_events(self) -> None:
@@ -145,22 +147,27 @@ class Outbox:
             return False
         try:
             await self._do(row["kind"], data)
-        except TemporaryError as error:
-            delay_s = max(error.after_s, RETRY_FIRST_S * 2.0 ** min(lane.failures, 10))
-            delay_s = min(RETRY_LONGEST_S, delay_s)
-            self._lanes[name] = _Lane(lane.failures + 1, self._clock.monotonic() + delay_s)
-            log.warning("outbox.later", lane=name, row=row["id"], error=str(error), after_s=delay_s)
-            return False
-        except Exception as error:  # a worker's loop: one bad effect must not end the others
+        except Exception as trouble:  # a worker's loop: one bad effect must not end the others
+            error = trouble if isinstance(trouble, TemporaryError) else disk_full(trouble)
+            if error is not None:
+                self._hold(name, row, lane, error)
+                return False
             log.exception("outbox.given_up", lane=name, row=row["id"])
             async with self._store.state.transaction() as tx:
-                await outbox_sql.give_up(tx, row["id"], str(error)[:2000])
-                await tx.emit("outbox.given_up", None, lane=name, row=row["id"], error=str(error)[:2000])
+                await outbox_sql.give_up(tx, row["id"], str(trouble)[:2000])
+                await tx.emit("outbox.given_up", None, lane=name, row=row["id"], error=str(trouble)[:2000])
             return True
         self._lanes.pop(name, None)
         async with self._store.state.transaction() as tx:
             await outbox_sql.forget(tx, row["id"])
         return True
+
+    def _hold(self, name: str, row: Row, lane: _Lane, error: TemporaryError) -> None:
+        """The lane waits, longer each time."""
+        delay_s = max(error.after_s, RETRY_FIRST_S * 2.0 ** min(lane.failures, 10))
+        delay_s = min(RETRY_LONGEST_S, delay_s)
+        self._lanes[name] = _Lane(lane.failures + 1, self._clock.monotonic() + delay_s)
+        log.warning("outbox.later", lane=name, row=row["id"], error=str(error), after_s=delay_s)
 
     async def _do(self, kind: str, data: dict[str, Any]) -> None:
         handler = self._handlers.get(kind)

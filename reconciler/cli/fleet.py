@@ -29,6 +29,8 @@ def status(options: Namespace, console: Console) -> int:
     )
     if not found["gateway_connected"]:
         console.say("the gateway is not connected: no turn can reach the model", "red")
+    for trouble in found["troubles"]:
+        console.say(trouble, "red")
     needs = found["needs_operator"]
     detail = f"{found['approvals_pending']} to approve, {found['questions_open']} to answer"
     if needs:

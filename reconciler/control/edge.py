@@ -21,7 +21,7 @@ from aiohttp.typedefs import Middleware
 from pydantic import BaseModel, ValidationError
 
 from reconciler.control.running import LINGER_S, Heard
-from reconciler.errors import HiveError, OperatorError, PermanentError, TemporaryError
+from reconciler.errors import HiveError, OperatorError, PermanentError, TemporaryError, disk_full
 
 log = structlog.get_logger("http")
 
@@ -268,7 +268,9 @@ def envelopes(where_to_look: str, heard: Heard) -> Middleware:
             return error_answer(error)
         except web.HTTPException as error:
             return error_answer(_of_http(request, error, where_to_look))
-        except Exception:
+        except Exception as error:
+            if full := disk_full(error):
+                return error_answer(full)
             bug = secrets.token_hex(4)
             log.exception("http.bug", path=request.path, method=request.method, bug=bug)
             if BEGUN in request:

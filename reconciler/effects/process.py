@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from reconciler.effects.protocols import LogSink
-from reconciler.errors import CommandError, CommandRecord, PermanentError
+from reconciler.errors import CommandError, CommandRecord, DiskFullError, PermanentError
 
 MIB = 1024 * 1024
 TAIL_BYTES = 64 * 1024
@@ -32,6 +33,7 @@ BASE_ENVIRONMENT = {"PATH": PATH, "LANG": "C.UTF-8"}
 # After the leader's end: how long reading its output may take (a slow log sink), and SIGKILL to bite.
 _DRAIN_S = 5.0
 _KILL_S = 5.0
+_NO_ROOM = re.compile(r"[^\n]*(?:No space left on device|Disk quota exceeded|database or disk is full)[^\n]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +134,9 @@ async def run(
     sink slows the program.
 
     Raises `CommandError` with code `command-failed` (status not in `accept`), `command-timeout` or
-    `output-too-large` (more than `max_stdout`, `max_stderr` bytes), `PermanentError` if the program or user
-    does not exist. Whatever happens, when this returns no process of its session is left.
+    `output-too-large` (more than `max_stdout`, `max_stderr` bytes), `DiskFullError` if it says so,
+    `PermanentError` if the program or user does not exist. Whatever happens, when this returns no process of
+    its session is left.
     """
     words = [str(word) for word in argv]
     environment = {**BASE_ENVIRONMENT, **(env or {})}
@@ -167,6 +170,9 @@ async def run(
     )
     if timed_out:
         raise CommandError(record, code="command-timeout")
+    # What it says is all there is to see: its status is the same for any trouble.
+    if full := _NO_ROOM.search(record.stderr_tail) or _NO_ROOM.search(record.stdout_tail):
+        raise DiskFullError(f"{words[0]} could not write: {full[0].strip()[:300]}")
     raise CommandError(
         record, code="output-too-large" if out.overflowed or err.overflowed else "command-failed"
     )

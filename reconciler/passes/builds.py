@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from reconciler.effects.protocols import BuildProgress, Clock, Git, Nix
-from reconciler.errors import HiveError, OperatorError, TemporaryError
+from reconciler.errors import DiskFullError, HiveError, OperatorError, TemporaryError, disk_full
 from reconciler.model import estimates
 from reconciler.model.estimates import BuildState
 from reconciler.model.names import AgentName
@@ -146,9 +146,14 @@ class Builds:
                 await self._build_one(going)
         except asyncio.CancelledError:
             raise
+        except DiskFullError as error:
+            await self._pause(candidate, error)
         except HiveError as error:
             await self._fail(candidate, str(error))
         except Exception as error:
+            if full := disk_full(error):
+                await self._pause(candidate, full)
+                return
             log.exception("build.bug", agent=candidate.agent, proposal=candidate.proposal)
             await self._fail(candidate, f"internal error: {type(error).__name__}: {error}")
         finally:
@@ -174,6 +179,11 @@ class Builds:
                 await deployments.set_built(tx, candidate.proposal, path, took_s)
         finally:
             await asyncio.to_thread(shutil.rmtree, tree, ignore_errors=True)
+
+    async def _pause(self, candidate: Candidate, error: DiskFullError) -> None:
+        """It says nothing about the commit: the build stays wanted, and the next pass begins it again."""
+        log.warning("build.later", agent=candidate.agent, proposal=candidate.proposal, error=str(error))
+        await self._clock.sleep(error.after_s)
 
     async def _fail(self, candidate: Candidate, text: str) -> None:
         self._rests[candidate.agent] = self._clock.monotonic() + REST_S

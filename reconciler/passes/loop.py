@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import structlog
 
 from reconciler.effects.protocols import Clock, Containers, ContainerStatus, HostFiles, Nix
-from reconciler.errors import HiveError, TemporaryError
+from reconciler.errors import HiveError, TemporaryError, disk_full
 from reconciler.model.instants import micros
 from reconciler.model.names import AgentName
 from reconciler.model.states import Desired as Want
@@ -246,6 +246,9 @@ class Passes:
             log.warning("pass.failed", agent=name, error=str(error))
             return self._failed(name, str(error))
         except Exception as error:
+            if full := disk_full(error):
+                log.warning("pass.temporary", agent=name, error=str(full))
+                return self._failed(name, str(full))
             log.exception("pass.bug", agent=name)
             return self._failed(name, f"internal error: {error}")
         self._errors.pop(name, None)

@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 import aiosqlite
 
-from reconciler.errors import OperatorError, PermanentError
+from reconciler.errors import DiskFullError, OperatorError, PermanentError
 from reconciler.model.states import ProposalState
 from reconciler.store import migrate
 from reconciler.store.groups import Groups, finish
@@ -35,6 +35,8 @@ Value = str | int | float | bytes | None
 READERS = 3
 WAL_KEPT_BYTES = 16 * 1024 * 1024  # what a burst left of the log beyond that is given back at a checkpoint
 BUSY_TIMEOUT_MS = 5000
+# Of a write, and of making the index of the log larger.
+_NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
 _BASE_PRAGMAS = (
     f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}",
     "PRAGMA foreign_keys = ON",
@@ -175,7 +177,8 @@ def chain(previous: str, payload: str) -> str:
 
 
 class Database:
-    """One SQLite file with one writer and a few readers."""
+    """One SQLite file with one writer and a few readers. `full_since`: epoch seconds since which a write
+    failed for lack of room, until the next one that does not."""
 
     def __init__(
         self,
@@ -188,9 +191,10 @@ class Database:
         self._writer = writer
         self._readers = readers
         self._lock = asyncio.Lock()
-        self._groups = Groups(self._lock, writer, self._ends_well)
+        self._groups = Groups(self._lock, writer, self._ends_well, self._as_full)
         self._now = now
         self.on_emit: Callable[[], None] = lambda: None
+        self.full_since: float | None = None
         self._closed = False
 
     @classmethod
@@ -227,7 +231,8 @@ class Database:
         makes its answer from `tx` and leaves away what it does outside of the database.
 
         A cancelled caller leaves it either rolled back (cancelled in the body) or committed (cancelled during
-        the commit), never open: what was begun runs to its end before the lock is given up.
+        the commit), never open: what was begun runs to its end before the lock is given up. `DiskFullError`
+        leaves nothing of it.
         """
         async with self._lock:
             if self._closed:
@@ -238,20 +243,23 @@ class Database:
             try:
                 await self._writer.execute("BEGIN IMMEDIATE")
                 yield tx
-            except BaseException:
+            except BaseException as error:
                 await finish(self._roll_back(tx))
+                self._raise_if_full(error)
                 raise
             await finish(self._roll_back(tx) if dry_run else self._commit(tx))
 
     async def _commit(self, tx: Tx) -> None:
         try:
             await self._writer.commit()
-        except BaseException:
+        except BaseException as error:
             await self._roll_back(tx)
+            self._raise_if_full(error)
             raise
         self._ends_well(tx)
 
     def _ends_well(self, tx: Tx) -> None:
+        self.full_since = None
         tx.end(committed=True)
         if tx.emitted:
             self.on_emit()
@@ -271,6 +279,17 @@ class Database:
         if self._closed:
             raise PermanentError(f"{self.path.name} is closed")
         return Tx(self._writer, int(self._now() * 1_000_000), inline=True)
+
+    def _raise_if_full(self, error: BaseException) -> None:
+        if isinstance(error, sqlite3.Error) and (full := self._as_full(error)):
+            raise full from error
+
+    def _as_full(self, error: sqlite3.Error) -> DiskFullError | None:
+        if getattr(error, "sqlite_errorcode", None) not in _NO_ROOM:
+            return None
+        if self.full_since is None:
+            self.full_since = self._now()
+        return DiskFullError(f"cannot write {self.path}: the disk is full")
 
     async def _roll_back(self, tx: Tx) -> None:
         tx.end(committed=False)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiosqlite
 
-from reconciler.errors import PermanentError
+from reconciler.errors import DiskFullError, PermanentError
 
 if TYPE_CHECKING:
     from reconciler.store.db import Tx
@@ -36,11 +36,17 @@ class Groups:
     and during the commit, not in between."""
 
     def __init__(
-        self, lock: asyncio.Lock, writer: aiosqlite.Connection, committed: Callable[[Tx], None]
+        self,
+        lock: asyncio.Lock,
+        writer: aiosqlite.Connection,
+        committed: Callable[[Tx], None],
+        as_full: Callable[[sqlite3.Error], DiskFullError | None],
     ) -> None:
         self._lock = lock
         self._writer = writer
         self._committed = committed
+        self._as_full = as_full
+        self._full: DiskFullError | None = None
         self._group: _Group | None = None
         self._coming = 0
         self._strays: set[asyncio.Task[None]] = set()
@@ -55,6 +61,13 @@ class Groups:
             self._raw.execute("SAVEPOINT member")
             try:
                 yield tx
+            except sqlite3.Error as error:
+                tx.end(committed=False)
+                self._full = self._as_full(error)
+                self._undo()
+                if self._full is not None:
+                    raise self._full from error
+                raise
             except BaseException:
                 tx.end(committed=False)
                 self._undo()
@@ -117,12 +130,12 @@ class Groups:
     async def _commit(self) -> Exception | None:
         """Why the members are not on the disk, and undone; None: they are."""
         if not self._raw.in_transaction:
-            return PermanentError("the database rolled back the transaction that held this one")
+            return self._full or PermanentError("the database rolled back the transaction that held this one")
         try:
             await self._writer.commit()
         except sqlite3.Error as error:
             await self._writer.rollback()
-            return error
+            return self._as_full(error) or error
         return None
 
     async def _enter(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from reconciler.errors import HiveError, OperatorError, PermanentError
+from reconciler.errors import DiskFullError, HiveError, OperatorError, PermanentError
 from reconciler.store import migrate
 from reconciler.store.db import Database, Store, Tx
 
@@ -426,3 +426,25 @@ async def test_kill_9_in_the_middle_of_transactions_leaves_whole_ones_and_every_
         assert outbox["n"] == len(rows)
         assert check is not None
         assert check[0] == "ok"
+
+
+async def test_without_room_nothing_is_written_and_it_is_remembered_until_there_is(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path)
+
+    async def much() -> None:
+        async with store.state.transaction() as tx:
+            for number in range(50):
+                await tx.emit("x", None, text=f"{number}" * 4000)
+
+    try:
+        await store.state._writer.execute_fetchall("PRAGMA max_page_count = 1")  # what it has already
+        with pytest.raises(DiskFullError, match="the disk is full"):
+            await much()
+        assert store.state.full_since is not None
+        assert await store.state.all("SELECT * FROM outbox") == []
+        await store.state._writer.execute_fetchall("PRAGMA max_page_count = 100000")
+        async with store.state.transaction() as tx:
+            await tx.emit("x", None)
+        assert store.state.full_since is None
+    finally:
+        await store.close()

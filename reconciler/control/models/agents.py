@@ -265,7 +265,7 @@ class DatabaseSize(Model):
 
 
 class HiveStatus(Model):
-    """The hive at a glance."""
+    """The hive at a glance. `troubles` of hived itself, in words with the remedy."""
 
     version: str
     platform: Literal["bare", "nixos"]
@@ -282,3 +282,4 @@ class HiveStatus(Model):
     gateway_connected: bool
     databases: list[DatabaseSize] = Field(default_factory=list)
     pruned_at: str | None = None
+    troubles: list[str] = Field(default_factory=list)
