@@ -38,3 +38,13 @@ def test_hived_killed_at_any_point_comes_to_the_end_of_an_undisturbed_run(place:
     else:
         asyncio.run(walk.chained([Fault(p, DEATHS[n % 2]) for n, p in enumerate(expected.points)]))
     assert not walk.found, "\n\n".join(walk.found)
+
+
+@pytest.mark.timeout(1800 if FULL else 300)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_full_disk_at_any_point_only_delays(place: Ground, name: str) -> None:
+    expected = asyncio.run(play(place, SCENARIOS[name]))
+    walk = Walk(place, name, expected)
+    faults = [Fault(point, "full") for point in expected.points]
+    asyncio.run(walk.one_by_one(faults) if FULL else walk.chained(faults))
+    assert not walk.found, "\n\n".join(walk.found)

@@ -25,6 +25,7 @@ CUT_OFF = "restarted before the commit had arrived"
 # start; all other events are told exactly once.
 _REPEATED = frozenset({
     "agent.state", "agent.hello", "agent.started", "turn.event", "build.log", "turn.begun", "turn.ended",
+    "agent.trouble", "agent.repaired", "disk.recovered",  # of the faults themselves
 })  # fmt: skip
 _COLUMNS = {
     "agents": "name role uid_base desired generation model_override session_used status nap_reason "

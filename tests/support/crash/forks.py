@@ -14,8 +14,12 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from tests.support.crash.points import Fault
 
 _PR_SET_PDEATHSIG = 1
 CLONE = Path(__file__).resolve().parents[3]
@@ -35,9 +39,10 @@ class Forks:
             )
         self._link = ours
 
-    def fork(self, directory: Path, fault: dict[str, str] | None, hello_s: float) -> int:
+    def fork(self, directory: Path, faults: Sequence[Fault], hello_s: float) -> int:
         """A hived in `directory`; its pid. It is nobody's zombie when it ends."""
-        request = {"directory": str(directory), "fault": fault, "hello_s": hello_s}
+        told = [asdict(fault) for fault in faults]
+        request = {"directory": str(directory), "faults": told, "hello_s": hello_s}
         self._link.send(json.dumps(request).encode())
         return int(self._link.recv(100))
 
@@ -50,7 +55,6 @@ class Forks:
 def serve(link: socket.socket) -> None:
     """Fork for each request until the test is gone."""
     from tests.support.crash.hived import main
-    from tests.support.crash.points import Fault
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()
@@ -63,11 +67,11 @@ def serve(link: socket.socket) -> None:
         link.close()
         request: dict[str, Any] = json.loads(data)
         directory = Path(request["directory"])
-        fault = Fault(**request["fault"]) if request["fault"] else None
+        faults = [Fault(**fault) for fault in request["faults"]]
         _prepare(directory / "hived.log")
         status = 1
         try:
-            main(directory, fault, request["hello_s"])
+            main(directory, faults, request["hello_s"])
             status = 0
         except BaseException:  # noqa: BLE001 - the test reads it in the log
             traceback.print_exc()

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sqlite3
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import structlog
+from aiosqlite import Connection
 
-from reconciler import sockets
+from reconciler import errors, sockets
 from reconciler.app import Effects, serve
 from reconciler.broker import outbox
 from reconciler.config import Config, Timeouts, UidRange
@@ -23,7 +26,9 @@ from reconciler.effects.git import GitRepositories, command, quarantine
 from reconciler.effects.git.quarantine import Quarantine
 from reconciler.effects.hostfiles import RealHostFiles
 from reconciler.effects.protocols import Containers, HostFiles, Nix
+from reconciler.errors import DiskFullError
 from reconciler.gateway import client
+from reconciler.passes import loop
 from reconciler.store.db import Database, Tx, Written
 from tests.fakes.stored import FileContainers, FileNix
 from tests.integration.nix_kit import BUILD_USER
@@ -53,7 +58,7 @@ def config_of(directory: Path, hello_s: float = 20.0) -> Config:
     )
 
 
-def main(directory: Path, fault: Fault | None, hello_s: float) -> None:
+def main(directory: Path, faults: Sequence[Fault], hello_s: float) -> None:
     """Run until killed or told to stop."""
     structlog.configure(
         processors=[
@@ -63,11 +68,12 @@ def main(directory: Path, fault: Fault | None, hello_s: float) -> None:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    points = Points(directory, fault)
+    points = Points(directory, faults)
     _point_commits(points)
     _point_sockets(points)
     _point_programs(points)
     outbox.SWEEP_S = 0.01  # rows of the outbox that are done go at once, so that a test sees when all is done
+    errors.ROOM_AFTER_S = loop.RETRY_FIRST_S = outbox.RETRY_FIRST_S = 0.05
 
     def effects(config: Config) -> Effects:
         state = Path(config.state_dir)
@@ -93,23 +99,40 @@ def main(directory: Path, fault: Fault | None, hello_s: float) -> None:
 
 
 def _point_commits(points: Points) -> None:
-    commit, run = Database._commit, Tx.run
-    tables: dict[int, set[str]] = {}
+    """Every commit, of a transaction alone or of several together, is a point: named by what was changed."""
+    start, run, write, undo = Database.__init__, Tx.run, Connection.commit, Connection.rollback
+    names: dict[Connection, str] = {}
+    tables: defaultdict[Connection, set[str]] = defaultdict(set)
 
-    async def counted_run(self: Tx, sql: str, *values: Any) -> Written:
+    def named(self: Database, path: Path, writer: Connection, *more: Any) -> None:
+        names[writer] = path.stem
+        start(self, path, writer, *more)
+
+    async def noted(self: Tx, sql: str, *values: Any) -> Written:
         found = _CHANGE.match(sql)
         if found is not None:
-            tables.setdefault(id(self), set()).add(found[1])
+            tables[self._connection].add(found[1])
         return await run(self, sql, *values)
 
-    async def pointed_commit(self: Database, tx: Tx) -> None:
-        changed = ",".join(sorted(tables.pop(id(tx), set())))
-        label = f"commit {self.path.stem}: {changed}"
-        await points.around(label, lambda: commit(self, tx))
+    async def pointed(self: Connection) -> None:
+        label = f"commit {names.get(self)}: {','.join(sorted(tables.pop(self, set())))}"
+        await points.around(label, lambda: write(self), full=_sqlite_full)
 
-    # mypy: methods of the class itself are replaced, for this process only
-    Tx.run = counted_run  # type: ignore[method-assign]
-    Database._commit = pointed_commit  # type: ignore[method-assign]
+    async def forgotten(self: Connection) -> None:
+        tables.pop(self, None)
+        await undo(self)
+
+    # mypy: methods of the classes themselves are replaced, for this process only
+    Database.__init__ = named  # type: ignore[method-assign]
+    Tx.run = noted  # type: ignore[method-assign]
+    Connection.commit = pointed  # type: ignore[method-assign]
+    Connection.rollback = forgotten  # type: ignore[method-assign]
+
+
+def _sqlite_full(label: str) -> BaseException:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_FULL, "SQLITE_FULL"
+    return error
 
 
 def _point_sockets(points: Points) -> None:
@@ -130,7 +153,9 @@ def _point_programs(points: Points) -> None:
         label = _program([str(word) for word in argv])
         if label.startswith(_READING):
             return await run(argv, **more)
-        return await points.around(f"run {label}", lambda: run(argv, **more))
+        return await points.around(
+            f"run {label}", lambda: run(argv, **more), full=lambda label: DiskFullError(f"{label}: no space")
+        )
 
     for module in (process, command, quarantine):
         vars(module)["run"] = pointed

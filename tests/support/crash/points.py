@@ -12,7 +12,7 @@ import errno
 import os
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -29,7 +29,7 @@ DEATHS: tuple[Kind, ...] = ("die-before", "die-after")
 READS = frozenset({
     "status", "list", "logs", "changes", "evaluate", "generations", "check_tree", "exists", "tags", "main",
     "extract", "read", "diff", "bundle", "is_ancestor", "agent_is_ready", "freeze_state", "selected",
-    "release",
+    "release", "statuses", "runs",
 })  # fmt: skip
 
 
@@ -49,23 +49,32 @@ def reached(directory: Path) -> list[str]:
         return []
 
 
+def _no_room(label: str) -> BaseException:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), label)
+
+
 class Points:
     """All points of one hived."""
 
-    def __init__(self, directory: Path, fault: Fault | None) -> None:
+    def __init__(self, directory: Path, faults: Sequence[Fault]) -> None:
         self._armed = directory / "armed"
         self._trace = os.open(directory / "trace", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
-        self._fault = fault
-        # Counted over all lives of hived, so that a later fault is found after an earlier one.
+        self._faults = {fault.at: fault.kind for fault in faults}
+        # Counted over all lives of hived: each fault happens once, and a later one after an earlier one.
         self._counts = Counter(point.rpartition("#")[0] for point in reached(directory))
-        self.injects: Callable[[str], BaseException] = _full
 
-    async def around(self, label: str, act: Callable[[], Awaitable[T]]) -> T:
-        """An asynchronous call."""
+    async def around(
+        self,
+        label: str,
+        act: Callable[[], Awaitable[T]],
+        *,
+        full: Callable[[str], BaseException] = _no_room,
+    ) -> T:
+        """An asynchronous call. `full` makes its error of a full disk."""
         kind = self._reach(label)
         if kind == "hang":
             await asyncio.Event().wait()
-        self._before(kind, label)
+        self._before(kind, label, full)
         result = await act()
         if kind == "die-after":
             _die()
@@ -74,7 +83,7 @@ class Points:
     def around_at_once(self, label: str, act: Callable[[], T]) -> T:
         """A synchronous call; it cannot hang."""
         kind = self._reach(label)
-        self._before(kind, label)
+        self._before(kind, label, _no_room)
         result = act()
         if kind == "die-after":
             _die()
@@ -86,15 +95,16 @@ class Points:
         self._counts[label] += 1
         point = f"{label}#{self._counts[label]}"
         os.write(self._trace, f"{point}\n".encode())
-        return self._fault.kind if self._fault is not None and self._fault.at == point else None
+        return self._faults.get(point)
 
-    def _before(self, kind: Kind | None, label: str) -> None:
+    @staticmethod
+    def _before(kind: Kind | None, label: str, full: Callable[[str], BaseException]) -> None:
         if kind == "die-before":
             _die()
         if kind == "fail":
             raise TemporaryError(f"injected: {label} failed", after_s=0.01)
         if kind == "full":
-            raise _full(label)
+            raise full(label)
 
 
 class Pointed:
@@ -124,7 +134,3 @@ class Pointed:
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
     signal.pause()
-
-
-def _full(label: str) -> OSError:
-    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), label)

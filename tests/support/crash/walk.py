@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.support.crash.endstate import check_laws, differences, end_state
 from tests.support.crash.forks import Forks
-from tests.support.crash.points import Fault
+from tests.support.crash.points import DEATHS, Fault
 from tests.support.crash.scenarios import SCENARIOS, Scenario, build_base
 from tests.support.crash.world import World, copy_world
 
@@ -78,7 +78,7 @@ class Played:
 
 
 async def play(ground: Ground, scenario: Scenario, faults: Sequence[Fault] = ()) -> Played:
-    """The scenario, each start of hived with the next of the faults."""
+    """The scenario, with these faults."""
     async with ground.world(faults, scenario.hello_s) as world:
         await world.at_rest()
         world.arm()
@@ -112,7 +112,7 @@ class Walk:
         await asyncio.gather(*(alone(fault) for fault in faults))
 
     async def chained(self, faults: Sequence[Fault]) -> None:
-        """Every fault in some run, several deaths far apart in each; one that a run did not come to is played
+        """Every fault in some run, several far apart in each; one that its run did not come to is played
         alone."""
         count = -(-len(faults) // CHAIN_MAX)
         slots = asyncio.Semaphore(PARALLEL)
@@ -120,20 +120,22 @@ class Walk:
 
         async def chain(links: Sequence[Fault]) -> None:
             async with slots:
-                alone.extend(links[await self.play(links) :])
+                alone.extend(await self.play(links))
 
         await asyncio.gather(*(chain(faults[first::count]) for first in range(count)))
         await self.one_by_one(alone)
 
-    async def play(self, faults: Sequence[Fault]) -> int:
-        """How often hived died of them."""
+    async def play(self, faults: Sequence[Fault]) -> list[Fault]:
+        """Those that the run did not come to."""
         self.runs += 1
         told = ", then ".join(f"{fault.kind} {fault.at}" for fault in faults)
         try:
             played = await play(self.ground, SCENARIOS[self.name], faults)
         except AssertionError as error:
             self.found.append(f"{self.name}: {told}: {error}")
-            return len(faults)
+            return []
+        if played.deaths and not any(fault.kind in DEATHS for fault in faults):
+            self.found.append(f"{self.name}: {told}: hived ended")
         if differs := differences(self.expected.state, played.state):
             self.found.append("\n".join([f"{self.name}: {told} ({played.deaths} deaths)", *differs]))
-        return played.deaths
+        return [fault for fault in faults if fault.at not in played.points]

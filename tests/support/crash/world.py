@@ -11,7 +11,6 @@ import signal
 import socket
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -54,11 +53,11 @@ class World:
     async def running(
         cls, directory: Path, forks: Forks, faults: Sequence[Fault] = (), *, hello_s: float = 20.0
     ) -> AsyncIterator[Self]:
-        """A hive whose hived runs, each time with the next of the faults; killed in the end."""
+        """A hive whose hived runs with these faults, whenever it comes to them; killed in the end."""
         world = cls(directory, forks)
         world.hello_s = hello_s
         world._keeping = [
-            asyncio.create_task(world._keep_hived(list(faults))),
+            asyncio.create_task(world._keep_hived(faults)),
             asyncio.create_task(world._keep_harnesses()),
         ]
         try:
@@ -86,13 +85,12 @@ class World:
         """Until hived answers."""
         await self._up.wait()
 
-    async def _keep_hived(self, faults: list[Fault]) -> None:
+    async def _keep_hived(self, faults: Sequence[Fault]) -> None:
         starts_max = len(faults) + 2
         while True:
             self.starts += 1
             assert self.starts <= starts_max, f"hived does not stay up\n{self.log()}"
-            fault = asdict(faults.pop(0)) if faults else None
-            pid = self.forks.fork(self.directory, fault, self.hello_s)
+            pid = self.forks.fork(self.directory, faults, self.hello_s)
             try:
                 self._pidfd = os.pidfd_open(pid)
             except ProcessLookupError:
