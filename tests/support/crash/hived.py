@@ -123,7 +123,7 @@ def _point_commits(points: Points) -> None:
         await undo(self)
 
     # mypy: methods of the classes themselves are replaced, for this process only
-    Database.__init__ = named  # type: ignore[method-assign]
+    Database.__init__ = named  # type: ignore[method-assign, assignment]
     Tx.run = noted  # type: ignore[method-assign]
     Connection.commit = pointed  # type: ignore[method-assign]
     Connection.rollback = forgotten  # type: ignore[method-assign]
