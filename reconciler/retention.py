@@ -7,7 +7,6 @@ decides; nothing inside a container is asked.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,9 +16,10 @@ from reconciler.broker.events import EventLog
 from reconciler.config import Retention as Bounds
 from reconciler.control import models as api
 from reconciler.effects.protocols import Clock
+from reconciler.errors import HiveError
 from reconciler.model.instants import micros, stamp_or_none
 from reconciler.store import pruning
-from reconciler.store.db import Database, Store
+from reconciler.store.db import Database, StatementError, Store
 from reconciler.store.pruning import Rule
 
 log = structlog.get_logger("retention")
@@ -68,7 +68,7 @@ class Retention:
         while True:
             try:
                 await self.prune()
-            except sqlite3.Error as error:
+            except (StatementError, HiveError) as error:
                 log.warning("retention.failed", error=str(error))
             await self._clock.sleep(EVERY_S)
 

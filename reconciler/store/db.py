@@ -44,6 +44,9 @@ _BASE_PRAGMAS = (
     "PRAGMA cell_size_check = ON",
 )
 
+StatementError = sqlite3.Error
+"""What a statement or a commit raises when the file or the disk refuses it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
