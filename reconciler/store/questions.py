@@ -53,8 +53,10 @@ async def open_count(reader: Reader, agent: str) -> int:
 async def page(reader: Reader, limit: int) -> Sequence[Row]:
     """Open ones first, newest first."""
     return await reader.all(
-        "SELECT * FROM (SELECT * FROM questions WHERE state = 'open' ORDER BY id DESC LIMIT ?1) "
-        "UNION SELECT * FROM (SELECT * FROM questions ORDER BY id DESC LIMIT ?1) "
+        "SELECT * FROM ("
+        "SELECT * FROM (SELECT * FROM questions INDEXED BY questions_open WHERE state = 'open' "
+        "ORDER BY id DESC LIMIT ?1) "
+        "UNION SELECT * FROM (SELECT * FROM questions ORDER BY id DESC LIMIT ?1)) "
         "ORDER BY state <> 'open', id DESC LIMIT ?1",
         limit,
     )
