@@ -20,12 +20,15 @@ while [ "$1" != -- ]; do echo 0 > "$1"; shift; done; shift
 
 def make(name: str) -> tuple[Path, ...]:
     """New groups below those that this process is in; the directories."""
-    made = []
-    for hierarchy, own in _hierarchies():
-        group = hierarchy / own.lstrip("/") / name
+    made = named(name)
+    for group in made:
         group.mkdir(exist_ok=True)
-        made.append(group)
-    return tuple(made)
+    return made
+
+
+def named(name: str) -> tuple[Path, ...]:
+    """Where groups of that name are, or would be."""
+    return tuple(hierarchy / own.lstrip("/") / name for hierarchy, own in _hierarchies())
 
 
 def files(made: tuple[Path, ...]) -> list[str]:

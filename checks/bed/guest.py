@@ -130,8 +130,8 @@ class Bed:
         self._await_end()
 
     def reboot(self) -> None:
-        """An orderly reboot, asked for inside."""
-        self.run("systemctl", "--no-block", "reboot")
+        """An orderly reboot, asked for inside; not of logind, which a test may have left without a bus."""
+        self.run("systemctl", "--no-block", "start", "reboot.target")
         status = self._await_end()
         assert status == _REBOOT_STATUS, f"the bed ended with {status} instead of a reboot\n{self.console()}"
         self.boot()
@@ -301,8 +301,15 @@ class Bed:
 
 
 def _place() -> Path:
-    """A new directory; its name is the guest's name, too, so letters, digits and dashes only."""
-    place = Path(tempfile.gettempdir(), f"hive-bed-{secrets.token_hex(4)}")
+    """A new directory; its name is the guest's name, too, so letters, digits and dashes only. Directories of
+    beds whose makers were killed are removed."""
+    above = Path(tempfile.gettempdir())
+    for old in above.glob("hive-bed-*-*"):
+        if not Path("/proc", old.name.split("-")[2]).exists():
+            groups.remove(groups.named(old.name))
+            _forget(old.name, "")
+            shutil.rmtree(old, ignore_errors=True)
+    place = above / f"hive-bed-{os.getpid()}-{secrets.token_hex(4)}"
     place.mkdir(mode=0o700)
     return place
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from checks.bed import images
 from checks.bed.guest import Bed, BedCommandError
+from reconciler.demo.install import CLONE
 from tests.support.bed import pytest_in_bed
 
 _NESTED = """
@@ -106,15 +109,49 @@ def test_state_outlives_a_reboot_and_a_power_cut(fresh_bed: Bed) -> None:
     assert fresh_bed.journal().count("Startup finished in") == 3
 
 
+_KILLED = """
+import os, sys
+from checks.bed import images
+from checks.bed.guest import Bed
+bed = Bed(images.ensure(sys.argv[1]))
+bed.boot()
+print(bed.place, *bed.processes(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_bed_dies_with_its_maker_and_the_next_one_clears_up(bed: Bed) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _KILLED, bed.image.suite],
+        cwd=CLONE, env={**os.environ, "PYTHONPATH": str(CLONE)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as maker:  # fmt: skip
+        assert maker.stdout is not None
+        place, *processes = maker.stdout.readline().decode().split()
+        assert len(processes) > 3
+        maker.kill()
+    bed.until(lambda: not any(_lives(pid) for pid in processes), "the processes are gone")
+    with Bed(images.ensure(bed.image.suite)):
+        assert not Path(place).exists()
+
+
+def _lives(pid: str) -> bool:
+    """Whether a process runs; one that nobody has reaped yet does not."""
+    try:
+        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except OSError:
+        return False
+
+
 def test_a_bed_leaves_nothing(bed: Bed) -> None:
-    mounts, temporary = Path("/proc/self/mountinfo").read_text(), set(Path("/tmp").glob("hive-bed-*"))
     for ending in (Bed.power_off, Bed.cut):
         with Bed(images.ensure(bed.image.suite)) as own:
-            processes, groups = own.processes(), own._groups
+            processes, groups, lock = own.processes(), own._groups, own._lock
             assert len(processes) > 3
             ending(own)
-        assert [pid for pid in processes if os.path.exists(f"/proc/{pid}")] == []  # noqa: PTH110
+        assert [pid for pid in processes if _lives(str(pid))] == []
         assert [group for group in groups if group.exists()] == []
         assert not list(Path("/run/systemd/nspawn").glob(f"*/*{own.place.name}*"))
-    assert Path("/proc/self/mountinfo").read_text() == mounts
-    assert set(Path("/tmp").glob("hive-bed-*")) == temporary
+        assert not Path("/run/systemd/nspawn/locks", lock).exists()
+        assert not own.place.exists()
+        assert own.place.name not in Path("/proc/self/mountinfo").read_text()
