@@ -24,7 +24,7 @@ from reconciler import __version__
 from reconciler.backup.format import FORMAT, AgentInside, Header
 from reconciler.config import Config
 from reconciler.effects import process
-from reconciler.errors import PermanentError
+from reconciler.errors import PermanentError, TemporaryError
 from reconciler.model.names import AGENT_NAME_PATTERN
 from reconciler.store import copies, ledgercopy
 from reconciler.store.db import Store
@@ -73,6 +73,11 @@ class Pictures:
                 async with asyncio.timeout(REFS_S):
                     refs = await self._thread(self._read_refs)
                     await self._thread(self._link_staged)
+            except TimeoutError as error:
+                await held.__aexit__(None, None, None)
+                raise TemporaryError(
+                    f"reading the refs of all repositories took longer than {REFS_S:g} s", after_s=30
+                ) from error
             except BaseException:
                 await held.__aexit__(None, None, None)
                 raise

@@ -222,11 +222,9 @@ def _leftovers(state: Path) -> Iterator[str]:
     work)."""
     if (state / RESTORING).exists():
         yield f"{state / RESTORING}: a restore was interrupted"
-    places = [
-        *(state / "quarantine").glob("*"),
-        *(state / "trees").glob("*"),
-        *(state / "repos").glob(".new-*"),
-    ]
+    folders = ("quarantine", "trees", "clients", "incoming")
+    places = [path for folder in folders for path in (state / folder).glob("*")]
+    places += (state / "repos").glob(".new-*")
     for path in [*places, state / "backup"]:
         try:
             age = time.time() - path.lstat().st_mtime

@@ -164,7 +164,7 @@ def credential(facts: Facts) -> Finding:
     """The credential can be used, and read by nobody else."""
     found = facts.credential
     if found is None:
-        return unknown("the upstream needs none")
+        return unknown("none is configured")
     if found.readable_by:
         return Finding(
             "fail",

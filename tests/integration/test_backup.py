@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from reconciler.backup import picture as pictures
 from reconciler.errors import HiveError, PermanentError, TemporaryError
 from reconciler.store.db import Store
 from tests.support import hives
@@ -152,6 +153,18 @@ async def test_a_disk_that_does_not_take_the_copies_is_told_and_nothing_is_left(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not (hive.state / "backup").exists()
+    await hive.backup(place / "c.tar")
+
+
+async def test_refs_that_take_too_long_to_read_give_the_rows_back(
+    hive: Hive, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "REFS_S", 0.0)
+    with pytest.raises(TemporaryError, match="reading the refs"):
+        await hive.backup(place / "b.tar")
+    monkeypatch.undo()
+    async with hive.store.state.transaction() as tx:
+        await tx.audit("operator:ann", "goes", "on")
     await hive.backup(place / "c.tar")
 
 
