@@ -37,6 +37,7 @@ _START_S = unitfile.START_S + 10.0
 _CLEANUP_S = 12.0
 _FREEZE_S = 2.0
 _RETRY_S = 0.2
+_SEEN_LIMIT = 10_000
 _AGENT_UNIT = re.compile(r"hive-agent@([a-z][a-z0-9-]{0,30})\.service")
 _ALL = "hive-agent@*.service"
 _FOREIGN = "container@*.service"
@@ -275,6 +276,8 @@ class SystemdContainers:
                     state = tuple(values.get(key) for key in _TELLING)
                     if seen.get(found[1]) == state:
                         continue
+                    if len(seen) >= _SEEN_LIMIT:  # anybody on the bus can make names up
+                        seen.clear()
                     seen[found[1]] = state
                 yield AgentName(found[1])
 
