@@ -190,7 +190,11 @@ def _file(
         if len(state.linked) >= LINKED_MAX:
             state.skip(path, f"the tree has more than {LINKED_MAX} files with several names")
             return None
-    reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except BlockingIOError:  # fcntl(2), F_SETLEASE: the owner of a file may let who opens it wait
+        state.skip(path, "a program of the agent's holds a lease on it")
+        return None
     opened.callback(os.close, reading)
     status = os.fstat(reading)
     extents = None
@@ -216,11 +220,11 @@ def _extents(fd: int, size: int) -> tuple[tuple[int, int], ...] | None:
     while at < size:
         try:
             begin = os.lseek(fd, at, os.SEEK_DATA)
+            end = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # a hole up to the end
+            if error.errno == errno.ENXIO:  # a hole up to the end, or what was there was cut off meanwhile
                 break
             raise
-        end = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
         if begin >= size:
             break
         if found and begin - sum(found[-1]) < _HOLE_MIN:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,3 +190,43 @@ def test_what_goes_away_meanwhile_was_never_there(tmp_path: Path, told: Told) ->
             (tmp_path / "b").rmdir()
     assert seen == ["", "a", "a/x"]
     assert told == {}
+
+
+def test_a_file_on_which_somebody_holds_a_lease_ends_no_walk(tmp_path: Path, told: Told) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    asked, answer = os.pipe()
+    holder = os.fork()
+    if holder == 0:  # as any program of an agent may, without a right of its own
+        os.close(asked)
+        signal.signal(signal.SIGIO, signal.SIG_IGN)
+        fcntl.fcntl(os.open(tmp_path / "a", os.O_RDWR), fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        os.write(answer, b"held")
+        signal.pause()
+        os._exit(0)
+    os.close(answer)
+    try:
+        assert os.read(asked, 4) == b"held"
+        assert paths(tmp_path, told) == ["", "b"]
+        assert told == {"a": "a program of the agent's holds a lease on it"}
+    finally:
+        os.close(asked)
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+
+
+def test_a_sparse_file_that_is_cut_while_it_is_measured_ends_no_walk(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "a").open("wb") as file:
+        file.seek(1 << 20)
+        file.write(b"data")
+    seek = os.lseek
+
+    def cut(fd: int, at: int, how: int) -> int:
+        if how == os.SEEK_HOLE:
+            os.truncate(tmp_path / "a", 0)
+        return seek(fd, at, how)
+
+    monkeypatch.setattr(os, "lseek", cut)
+    assert paths(tmp_path, told) == ["", "a"]
