@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, assert_never
 
 from reconciler import __version__, causes
+from reconciler.approvals import views
 from reconciler.config import Config
 from reconciler.control import models as api
 from reconciler.effects.protocols import Containers, ContainerStatus
@@ -15,10 +16,11 @@ from reconciler.errors import OperatorError
 from reconciler.model.instants import MICRO, stamp, stamp_or_none
 from reconciler.model.names import AgentName
 from reconciler.model.states import AgentState, Desired, Role, UserRole
+from reconciler.model.text import visible
 from reconciler.plan.steps import Again, Failed, Plan, Settled, Waiting
 from reconciler.services import Actor, Approvals
 from reconciler.store import agents as agent_rows
-from reconciler.store import fleet
+from reconciler.store import fleet, holds
 from reconciler.store.db import Database, Row, Store
 
 
@@ -100,6 +102,8 @@ class AgentService:
         models: Callable[[str], bool],
         last_event_id: Callable[[], Awaitable[int]],
         storage: Storage,
+        trouble: Callable[[AgentName], str | None],
+        troubled: Callable[[], set[AgentName]],
     ) -> None:
         self._store = store
         self._config = config
@@ -114,6 +118,8 @@ class AgentService:
         self._models = models
         self._last_event_id = last_event_id
         self._storage = storage
+        self._trouble = trouble
+        self._troubled = troubled
 
     # ------------------------------------------------------------------------------------------- reading
     async def all(self) -> list[api.Agent]:
@@ -171,6 +177,7 @@ class AgentService:
                 leader_pid=status.leader_pid,
                 limits_enforced=list(status.limits_enforced),
             ),
+            trouble=visible(self._trouble(name) or ""),
         )
 
     async def spec(self, name: str) -> api.SpecView:
@@ -238,6 +245,8 @@ class AgentService:
         """The hive at a glance."""
         row = await fleet.counts(self._store.state)
         today = await self._spending.today()
+        whole = [one for one in await holds.every(self._store.state) if one.scope == holds.EVERYBODY]
+        stuck = await fleet.stuck(self._store.state) | self._troubled()
         return api.HiveStatus(
             version=__version__,
             platform=self._config.platform,
@@ -245,7 +254,7 @@ class AgentService:
             model_upstream=self._config.gateway.label,
             agents=row["agents"],
             thinking=row["thinking"],
-            needs_operator=row["pending"] + row["questions"] + row["troubled"],
+            needs_operator=row["pending"] + row["questions"] + len(stuck) + len(whole),
             approvals_pending=row["pending"],
             questions_open=row["questions"],
             cost_today_usd=sum(usd for _, usd in today.values()),
@@ -255,6 +264,7 @@ class AgentService:
             databases=list(await self._storage.sizes()),
             pruned_at=self._storage.pruned_at,
             troubles=[_no_room(db) for db in (self._store.state, self._store.events) if db.full_since],
+            hold=views.hold(whole[0]) if whole else None,
         )
 
     # ------------------------------------------------------------------------------------------- steering

@@ -148,6 +148,7 @@ class Hived:
             presence=presence, voice=self.broker, approvals=self.approvals, spending=self.gateway,
             wake=self.wake, models=lambda model: is_allowed_model(model, config.gateway.allowed_models),
             last_event_id=self.events.last_id, storage=self.retention,
+            trouble=self._trouble, troubled=self._in_trouble,
         )  # fmt: skip
         tags = ProposalTags(store, self.git)
         doctor = DoctorService(
@@ -198,6 +199,12 @@ class Hived:
             return None
         error = self.passes.error_of(name)
         return found[2] if error is None else dataclasses.replace(found[2], outcome=Failed(error, True))
+
+    def _trouble(self, name: AgentName) -> str | None:
+        return self.passes.error_of(name)
+
+    def _in_trouble(self) -> set[AgentName]:
+        return self.passes.troubled()
 
     def _troubled(self, name: AgentName, error: str) -> None:
         self.events.announce("agent.trouble", name, error, error=error)

@@ -224,9 +224,7 @@ class LifecycleService:
 
 
 def _holds(found: Sequence[holds.Hold]) -> api.HoldList:
-    return api.HoldList(
-        items=[api.Hold(scope=h.scope, by=h.by, reason=h.reason, at=stamp(h.at)) for h in found]
-    )
+    return api.HoldList(items=[views.hold(one) for one in found])
 
 
 def _operator(actor: Actor) -> None:

@@ -36,6 +36,12 @@ _DONE = {
     "restart": "Restarting.",
     "cancel": "Cancelling the turn.",
     "wake": "Waking.",
+    "hold": "Held: nothing of it runs until you release it.",
+    "release": "Released: it goes on where it was.",
+    "hold-all": "The whole hive is held.",
+    "release-all": "Everything is released.",
+    "revive": "Revived: it starts from what was kept.",
+    "purge": "Being purged.",
     "help": "",
     "cleared": "Cleared.",
 }

@@ -15,6 +15,7 @@ from reconciler.model.text import visible
 from reconciler.store import proposals
 from reconciler.store.db import Reader
 from reconciler.store.drafts import Draft
+from reconciler.store.holds import Hold
 from reconciler.store.proposals import ProposalRow
 
 _LINES = "\t\n"
@@ -96,6 +97,11 @@ def changes_json(changes: Sequence[Change]) -> str:
         for change in changes
     ]
     return json.dumps([change.model_dump(mode="json") for change in shown])
+
+
+def hold(row: Hold) -> api.Hold:
+    """A hold."""
+    return api.Hold(scope=row.scope, by=row.by, reason=visible(row.reason), at=stamp(row.at))
 
 
 def draft(row: Draft) -> api.Draft:

@@ -167,13 +167,33 @@ class ControlClient:
     async def spending(self) -> api.SpendingList:
         return await self._get(api.SpendingList, "/spending")
 
+    async def holds(self) -> api.HoldList:
+        return await self._get(api.HoldList, "/holds")
+
+    async def kept(self) -> api.KeptList:
+        return await self._get(api.KeptList, "/kept")
+
     # --------------------------------------------------------------------------------------------- writes
     async def new_agent(self, request: api.NewAgent) -> api.Proposal:
         return await self._post(api.Proposal, "/agents", request)
 
     async def act(self, name: str, verb: str, request: api.Act | None = None) -> api.Agent:
-        """`verb`: start, stop, restart, destroy, cancel or wake."""
+        """`verb`: start, stop, restart, destroy, cancel, wake or revive."""
         return await self._post(api.Agent, f"/agents/{_segment(name)}/{_segment(verb)}", request or api.Act())
+
+    async def hold(self, name: str | None, request: api.Act) -> api.HoldList:
+        """One agent; None: the whole hive."""
+        return await self._post(api.HoldList, _scope(name, "hold"), request)
+
+    async def release(self, name: str | None, request: api.Act) -> api.HoldList:
+        """One agent; None: the whole hive and every agent."""
+        return await self._post(api.HoldList, _scope(name, "release"), request)
+
+    async def rollback(self, name: str, request: api.Rollback) -> api.Proposal:
+        return await self._post(api.Proposal, f"/agents/{_segment(name)}/rollback", request)
+
+    async def purge(self, name: str, request: api.Purge) -> api.Done:
+        return await self._post(api.Done, f"/agents/{_segment(name)}/purge", request)
 
     async def set_model(self, name: str, request: api.SetModel) -> api.Agent:
         return await self._post(api.Agent, f"/agents/{_segment(name)}/model", request)
@@ -308,6 +328,10 @@ class ControlClient:
             f"hived is not reachable at {self.socket}: {what}",
             hint="is it running? `systemctl status hived`, or the terminal of `make demo`",
         )
+
+
+def _scope(name: str | None, verb: str) -> str:
+    return f"/{verb}" if name is None else f"/agents/{_segment(name)}/{verb}"
 
 
 def _segment(text: str) -> str:

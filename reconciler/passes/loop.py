@@ -261,6 +261,10 @@ class Passes:
             self._on_failure(name, error)
         return Failed(error, temporary=True)
 
+    def troubled(self) -> set[AgentName]:
+        """The agents whose last pass failed."""
+        return set(self._errors)
+
     def error_of(self, name: AgentName) -> str | None:
         """Why the last pass of the agent failed; None if it did not."""
         return self._errors.get(name)

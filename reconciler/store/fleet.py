@@ -45,19 +45,26 @@ async def generations(db: Database, name: str) -> Sequence[Row]:
 
 
 async def counts(db: Database) -> Row:
-    """Numbers of the hive's status: agents, open turns, pending proposals, open questions, crashed agents."""
+    """Numbers of the hive's status: agents, open turns, pending proposals, open questions."""
     row = await db.one(
         "SELECT (SELECT COUNT(*) FROM agents WHERE desired <> 'destroyed') AS agents, "
         "(SELECT COUNT(*) FROM agents a CROSS JOIN turns t ON t.agent = a.name AND t.state = 'open') "
         " AS thinking, "
         "(SELECT COUNT(*) FROM proposals WHERE state = 'pending') AS pending, "
         "(SELECT COUNT(*) FROM questions WHERE state = 'open') AS questions, "
-        "(SELECT COUNT(*) FROM agents a WHERE desired = 'running' AND (crashes > 0 OR EXISTS "
-        " (SELECT 1 FROM holds h WHERE h.scope IN (a.name, '*')))) AS troubled, "
         "(SELECT hash FROM audit ORDER BY id DESC LIMIT 1) AS audit_head"
     )
     assert row is not None, "a select of scalars has one row"
     return row
+
+
+async def stuck(db: Database) -> set[str]:
+    """Agents that should run and crashed, or are held by themselves."""
+    rows = await db.all(
+        "SELECT name FROM agents a WHERE desired = 'running' AND (crashes > 0 OR EXISTS "
+        "(SELECT 1 FROM holds h WHERE h.scope = a.name))"
+    )
+    return {row["name"] for row in rows}
 
 
 async def kept(db: Database) -> Sequence[Row]:

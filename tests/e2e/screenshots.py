@@ -46,6 +46,8 @@ PAGES = {
     "audit": "/audit",
     "help": "/help",
     "login": "/login",
+    "rollback": "/agents/smith/generations/12/rollback",
+    "held": "/agents/smith",
     "missing": "/agents/nobody",
 }
 
@@ -159,7 +161,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("test-results/screens"))
     parser.add_argument("--login", metavar="LINK", help="a fresh link of `hive login` of a running hive")
-    parser.add_argument("--world", choices=("believable", "empty", "many", "hostile"), default="believable")
+    parser.add_argument(
+        "--world", choices=("believable", "empty", "many", "hostile", "held", "frozen"), default="believable"
+    )
     parser.add_argument(
         "--page", action="append", choices=sorted(PAGES), help="only this page; may be repeated"
     )

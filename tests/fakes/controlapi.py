@@ -126,8 +126,12 @@ class FakeControlApi:
             ),
             "/agents/{name}/plan": lambda r: api.Plan(agent=self._agent(r).name, steps=[], outcome="settled"),
             "/agents/{name}/why": lambda r: api.Why(
-                agent=self._agent(r).name, chain=self.world.chains.get(12, [])
+                agent=self._agent(r).name,
+                chain=self.world.accidents.get(self._agent(r).name, []) + self.world.chains.get(12, []),
+                now=[f"it is {self._agent(r).state}"],
             ),
+            "/holds": lambda _: self._holds(),
+            "/kept": lambda _: api.KeptList(items=[self.world.kept[k] for k in sorted(self.world.kept)]),
             "/agents/{name}/transcript": self._transcript,
             "/agents/{name}/logs": lambda r: api.LogLines(lines=self.world.console[self._agent(r).name]),
             "/messages": self._messages,
@@ -151,6 +155,11 @@ class FakeControlApi:
             "/agents": self._new_agent,
             "/agents/{name}/model": self._set_model,
             "/agents/{name}/{verb:start|stop|restart|cancel|wake}": self._act,
+            "/{verb:hold|release}": self._hold,
+            "/agents/{name}/{verb:hold|release}": self._hold,
+            "/agents/{name}/rollback": self._rollback,
+            "/agents/{name}/revive": self._revive,
+            "/agents/{name}/purge": self._purge,
             "/messages": self._send,
             "/messages/{id}/read": self._read,
             "/proposals/{id}/{verb:approve|deny|cancel}": self._decide,
@@ -167,7 +176,9 @@ class FakeControlApi:
         w = self.world
         pending = sum(p.state is ProposalState.PENDING for p in w.proposals.values())
         asked = sum(q.state == "open" for q in w.questions.values())
-        stuck = sum(a.state in {AgentState.CRASHED, AgentState.HELD} for a in w.agents.values())
+        whole = w.holds.get("*")
+        down = {AgentState.CRASHED} if whole else {AgentState.CRASHED, AgentState.HELD}
+        stuck = sum(a.state in down or bool(a.trouble) for a in w.agents.values()) + (whole is not None)
         return api.HiveStatus(
             version="0.1.0",
             platform="bare",
@@ -182,6 +193,7 @@ class FakeControlApi:
             audit_head=w.audit[-1].hash if w.audit else "",
             last_event_id=len(w.events),
             gateway_connected=w.gateway_connected,
+            hold=whole,
         )
 
     def _agent(self, request: web.Request) -> api.Agent:
@@ -353,6 +365,55 @@ class FakeControlApi:
             state_since=_now(),
             until=None,
         )
+
+    def _holds(self) -> api.HoldList:
+        return api.HoldList(items=[self.world.holds[scope] for scope in sorted(self.world.holds)])
+
+    async def _hold(self, request: web.Request) -> api.HoldList:
+        asked, scope = await _body(request, api.Act), request.match_info.get("name", "*")
+        names = list(self.world.agents) if scope == "*" else [self._agent(request).name]
+        on = request.match_info["verb"] == "hold"
+        if on:
+            hold = api.Hold(scope=scope, by="operator:operator", reason=asked.note, at=_now())
+            self.world.holds[scope] = hold
+        elif scope == "*":
+            self.world.holds.clear()
+        else:
+            self.world.holds.pop(scope, None)
+        for name in names:
+            state = AgentState.HELD if on else AgentState.IDLE
+            self._changed(self.world.agents[name], state=state, held=on, reason=asked.note if on else "")
+        return self._holds()
+
+    async def _rollback(self, request: web.Request) -> api.Proposal:
+        asked, agent = await _body(request, api.Rollback), self._agent(request)
+        goal = next(g for g in self.world.generations[agent.name] if g.number == asked.generation)
+        number = 0 if asked.dry_run else max(self.world.proposals) + 1
+        made = self.world.proposals[max(self.world.proposals)].model_copy(
+            update={
+                "id": number, "agent": agent.name, "commit": goal.commit, "state": ProposalState.APPROVED,
+                "rollback_of": goal.number, "changes": [], "note": asked.note, "supersedes": [],
+                "description": f"back to generation {goal.number}",
+            }
+        )  # fmt: skip
+        if not asked.dry_run:
+            self.world.proposals[number] = made
+        return made
+
+    async def _revive(self, request: web.Request) -> api.Agent:
+        await _body(request, api.Act)
+        name = request.match_info["name"]
+        del self.world.kept[name]
+        return self.world.add_agent(name)
+
+    async def _purge(self, request: web.Request) -> api.Done:
+        asked, name = await _body(request, api.Purge), request.match_info["name"]
+        if asked.confirm != name:
+            raise OperatorError(
+                f"to purge {name} its name must be given as the confirmation", hint=f"`hive purge {name}`"
+            )
+        self.world.kept[name] = self.world.kept[name].model_copy(update={"purging": True})
+        return api.Done()
 
     def _changed(self, agent: api.Agent, **changes: Any) -> api.Agent:
         self.world.agents[agent.name] = agent.model_copy(update=changes)

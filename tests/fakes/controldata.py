@@ -46,6 +46,9 @@ class World:
     events: list[api.Event] = field(default_factory=list)
     audit: list[api.AuditRow] = field(default_factory=list)
     gateway_connected: bool = True
+    holds: dict[str, api.Hold] = field(default_factory=dict)
+    kept: dict[str, api.Kept] = field(default_factory=dict)
+    accidents: dict[str, list[api.Cause]] = field(default_factory=dict)
 
     def ago(self, seconds: float) -> str:
         return (self.now - timedelta(seconds=seconds)).isoformat(timespec="milliseconds")

@@ -519,11 +519,55 @@ def many(now: datetime, count: int = 300) -> World:
     return w
 
 
+def held(now: datetime) -> World:
+    """An agent held, another in trouble, destroyed ones kept; crashes and repairs."""
+    w = believable(now)
+    w.holds["smith"] = api.Hold(
+        scope="smith", by="operator:operator", reason="writes to everybody at once", at=w.ago(300)
+    )
+    w.agents["smith"] = w.agents["smith"].model_copy(
+        update={
+            "state": A.HELD, "held": True, "reason": w.holds["smith"].reason, "until": None,
+            "state_since": w.ago(300),
+        }
+    )  # fmt: skip
+    trouble = "cannot write /var/lib/hyperhive/agents/scout/unit.json: no space left on device"
+    w.agents["scout"] = w.agents["scout"].model_copy(update={"trouble": trouble})
+    w.accidents["scribe"] = w.accidents["smith"] = [
+        api.Cause(at=w.ago(130), kind="crash", text="its container ended and nobody asked for it: out of "
+                  "memory (crash 2 in a row)", ref="event 71"),
+        api.Cause(at=w.ago(600), kind="start", text="generation 1 was started: generation 1 should run",
+                  ref="event 70"),
+        api.Cause(at=w.ago(900), kind="repair", text="restore tags: tags of its proposals are missing in its "
+                  "repository", ref="event 64"),
+    ]  # fmt: skip
+    for name, generation, purging in (("herald-old", 6, False), ("tmp", None, True)):
+        w.kept[name] = api.Kept(
+            name=name, role=Role.AGENT, generation=generation, commit=None, uid_base=1048576 + 65536 * 40,
+            destroyed_at=w.ago(86_000), purging=purging,
+        )  # fmt: skip
+    return w
+
+
+def frozen(now: datetime) -> World:
+    """The whole hive is held."""
+    w = held(now)
+    w.holds["*"] = api.Hold(scope="*", by="unix:root", reason="the disk is full", at=w.ago(60))
+    for name, agent in list(w.agents.items()):
+        update = {"state": A.HELD, "held": True, "reason": "the disk is full", "state_since": w.ago(60)}
+        w.agents[name] = agent.model_copy(update=update | {"until": None})
+    return w
+
+
 def hostile(now: datetime) -> World:
     """Every text that an agent can choose is an attack."""
-    w = believable(now)
+    w = held(now)
     for name, agent in list(w.agents.items()):
-        w.agents[name] = agent.model_copy(update={"reason": HOSTILE, "status": HOSTILE})
+        w.agents[name] = agent.model_copy(update={"reason": HOSTILE, "status": HOSTILE, "trouble": HOSTILE})
+        w.accidents[name] = [
+            api.Cause(at=w.ago(3), kind="crash", text=HOSTILE, ref=HOSTILE, told_by="container")
+        ]
+        w.holds[name] = api.Hold(scope=name, by=HOSTILE, reason=HOSTILE, at=w.ago(3))
     w.messages = [m.model_copy(update={"body": f"{HOSTILE}\n{HOSTILE}"}) for m in w.messages]
     for number, p in list(w.proposals.items()):
         w.proposals[number] = p.model_copy(

@@ -16,7 +16,7 @@ from yarl import URL
 from reconciler.control import models as api
 from reconciler.model.states import ProposalState
 from tests.fakes.controldata import World
-from tests.fakes.controlworlds import believable, empty, hostile, many
+from tests.fakes.controlworlds import believable, empty, frozen, held, hostile, many
 from tests.fakes.hiveui import Browser, running_ui
 
 pytestmark = pytest.mark.asyncio
@@ -41,6 +41,7 @@ PAGES = (
     "/agents/hm1nd/spec",
     "/agents/hm1nd/why",
     "/agents/hm1nd/lines/2",
+    "/agents/smith/generations/12/rollback",
     "/messages",
     "/messages?agent=scout",
     "/messages/2",
@@ -56,6 +57,8 @@ PARTS = (
     "/fragments/agents",
     "/fragments/flow",
     "/fragments/drafts",
+    "/fragments/kept",
+    "/fragments/whole",
     "/fragments/approvals",
     "/fragments/approvals/12/decision",
     "/fragments/approvals/12/body",
@@ -121,7 +124,9 @@ def check(text: str, path: str) -> None:
     assert len(set(outline.ids)) == len(outline.ids), f"{path}: an id twice in {sorted(outline.ids)}"
 
 
-@pytest.mark.parametrize("world", [believable, hostile], ids=["believable", "hostile"])
+@pytest.mark.parametrize(
+    "world", [believable, hostile, held, frozen], ids=["believable", "hostile", "held", "frozen"]
+)
 async def test_every_page_and_part_is_well_made_and_holds_no_foreign_markup(
     opened: Opened, world: Callable[[datetime], World]
 ) -> None:
@@ -386,3 +391,46 @@ async def test_a_build_under_way_says_how_far_it_is_and_what_is_left(opened: Ope
         assert "other builds have all slots" in await (await browser.get("/approvals/13")).text()
         ended = await (await browser.get("/fragments/approvals/10/build")).text()
         assert "built" not in ended
+
+
+# ------------------------------------------------------------------------------------------ holds, kept state
+async def test_what_is_held_or_in_trouble_needs_the_operator_and_says_why(opened: Opened) -> None:
+    async with opened(held) as browser:
+        text = await (await browser.get("/")).text()
+        assert "is held: writes to everybody at once" in text
+        assert "cannot be brought to what it should be: cannot write" in text
+        assert 'action="/agents/smith/release"' in text
+        assert "act/wake" not in text, "a hold does not end by waking"
+        head = await (await browser.get("/agents/smith")).text()
+        assert 'action="/agents/smith/release"' in head
+        assert 'id="verb-hold"' not in head
+
+
+async def test_a_held_hive_is_one_thing_and_its_agents_are_not_released_one_by_one(opened: Opened) -> None:
+    async with opened(frozen) as browser:
+        text = await (await browser.get("/fragments/needs")).text()
+        assert "The whole hive is held: the disk is full" in text
+        assert 'action="/release"' in text
+        assert "/agents/smith/release" not in text
+        head = await (await browser.get("/agents/hm1nd")).text()
+        assert 'action="/agents/hm1nd/release"' not in head
+        assert "It goes on when" in head
+
+
+async def test_what_is_kept_is_revived_at_once_and_purged_after_its_name_was_typed(opened: Opened) -> None:
+    async with opened(held) as browser:
+        text = await (await browser.get("/")).text()
+        assert 'action="/kept/herald-old/revive"' in text
+        assert 'href="/kept/herald-old/purge"' in text
+        assert "/kept/tmp/" not in text, "it is being purged already"
+        page = await (await browser.get("/kept/herald-old/purge")).text()
+        assert 'pattern="herald-old"' in page
+        assert (await browser.get("/kept/nobody/purge")).status == 404
+
+
+async def test_accidents_of_the_day_stand_beside_the_transcript(opened: Opened) -> None:
+    async with opened(held) as browser:
+        side = await (await browser.get("/fragments/agents/scribe/side")).text()
+        assert "out of memory (crash 2 in a row)" in side
+        assert "restore tags" in side
+        assert "should run" not in side, "a start is no accident"

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from aiohttp import web
 
 from reconciler.control.client import ControlClient, OperatorError
-from reconciler.control.models import Act, Agent, NewMessage, SetModel, SpecView, Transcript
+from reconciler.control.models import Act, Agent, Cause, Hold, NewMessage, SetModel, SpecView, Transcript
 from ui.keys import client_of
 from ui.pages.paths import NAME, NUMBER, cursor, name, number
 from ui.render import page, part, said
@@ -23,24 +24,29 @@ LINES_AFTER = 500
 LOG_LINES = 500
 TABS = ("transcript", "inbox", "spec", "generations", "logs", "why")
 VERB = r"{verb:start|stop|restart|cancel|wake}"
+ACCIDENTS = frozenset({"crash", "stop", "repair", "trouble"})
 ALIASES = ("haiku", "sonnet", "opus")
 
 
 async def _head(client: ControlClient, agent_name: str) -> dict[str, Any]:
     """What the head and the side panel show."""
-    agent, spec, generations, inbox = await asyncio.gather(
+    agent, spec, generations, inbox, holds, lately = await asyncio.gather(
         client.agent(agent_name),
         _spec(client, agent_name),
         client.generations(agent_name),
         client.messages(agent=agent_name, limit=20),
+        _holds(client, agent_name),
+        _lately(client, agent_name),
     )
     waiting = [m for m in inbox.items if m.to == agent_name and m.state in {"queued", "leased"}]
     return {
         "agent": agent,
         "spec": spec,
+        "hold": holds,
         "generations": generations.items,
         "inbox": inbox.items,
         "waiting": waiting,
+        "lately": lately,
         "models": _models(agent, spec),
         "commands": commands.HELP,
         "tabs": TABS,
@@ -55,6 +61,19 @@ async def _spec(client: ControlClient, agent_name: str) -> SpecView | None:
         if error.code != "not-found":
             raise
         return None
+
+
+async def _holds(client: ControlClient, agent_name: str) -> dict[str, Hold | None]:
+    """The holds that are on an agent: its `own`, and that of the whole `hive`."""
+    found = {hold.scope: hold for hold in (await client.holds()).items}
+    return {"own": found.get(agent_name), "hive": found.get("*")}
+
+
+async def _lately(client: ControlClient, agent_name: str) -> list[Cause]:
+    """The newest accidents and repairs of a day."""
+    since = datetime.now(UTC) - timedelta(days=1)
+    found = (await client.why(agent_name)).chain
+    return [c for c in found if c.kind in ACCIDENTS and datetime.fromisoformat(c.at) > since][:3]
 
 
 def _models(agent: Agent, spec: SpecView | None) -> list[str]:
@@ -158,7 +177,7 @@ async def _tab(client: ControlClient, agent_name: str, tab: str, spec: SpecView 
             return {"log": (await client.logs(agent_name, lines=LOG_LINES)).lines}
         case "why":
             why, plan = await asyncio.gather(client.why(agent_name), client.plan(agent_name))
-            return {"chain": why.chain, "plan": plan}
+            return {"chain": why.chain, "now_said": why.now, "plan": plan}
         case "spec":
             return {"spec_text": json.dumps(spec.spec, indent=2, ensure_ascii=False) if spec else ""}
         case _:

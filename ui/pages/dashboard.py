@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from reconciler.control.client import ControlClient, OperatorError
-from reconciler.control.models import Agent, NewAgent
+from reconciler.control.models import Agent, Hold, NewAgent
 from ui.keys import client_of
 from ui.render import frame, page, part
 from ui.security import field
@@ -23,10 +23,10 @@ MESSAGES_SHOWN = 12
 async def show(request: web.Request) -> web.Response:
     """The dashboard."""
     client = client_of(request)
-    framed, messages, drafts = await asyncio.gather(
-        frame(request), client.messages(limit=MESSAGES_SHOWN), client.drafts()
+    framed, messages, drafts, kept = await asyncio.gather(
+        frame(request), client.messages(limit=MESSAGES_SHOWN), client.drafts(), client.kept()
     )
-    waiting = await _needs(client, framed.agents)
+    waiting = await _needs(client, framed.agents, framed.status.hold)
     found = _filtered(framed.agents, request.query.get("q", ""))
     return await page(
         request,
@@ -38,15 +38,16 @@ async def show(request: web.Request) -> web.Response:
         summary=summary,
         messages=messages.items,
         drafts=drafts.items,
+        kept=kept.items,
         agents=found,
         query=request.query.get("q", "")[:64],
         agents_all=framed.agents,
     )
 
 
-async def _needs(client: ControlClient, agents: list[Agent]) -> Needs:
+async def _needs(client: ControlClient, agents: list[Agent], hold: Hold | None) -> Needs:
     proposals, questions = await asyncio.gather(client.proposals(state="pending"), client.questions())
-    return needs(proposals.items, questions.items, agents)
+    return needs(proposals.items, questions.items, agents, hold)
 
 
 def _filtered(agents: list[Agent], query: str) -> list[Agent]:
@@ -86,8 +87,9 @@ async def rail_part(request: web.Request) -> web.Response:
 async def needs_part(request: web.Request) -> web.Response:
     """What needs the operator."""
     client = client_of(request)
-    agents = await client.agents()
-    return await part(request, "_needs.html", needs=await _needs(client, agents.items), summary=summary)
+    agents, status = await asyncio.gather(client.agents(), client.status())
+    waiting = await _needs(client, agents.items, status.hold)
+    return await part(request, "_needs.html", needs=waiting, summary=summary)
 
 
 @routes.get("/fragments/agents")
@@ -115,3 +117,15 @@ async def flow_part(request: web.Request) -> web.Response:
 async def drafts_part(request: web.Request) -> web.Response:
     """Agents being drafted."""
     return await part(request, "_drafts.html", drafts=(await client_of(request).drafts()).items)
+
+
+@routes.get("/fragments/kept")
+async def kept_part(request: web.Request) -> web.Response:
+    """What is kept of destroyed agents."""
+    return await part(request, "_kept.html", kept=(await client_of(request).kept()).items)
+
+
+@routes.get("/fragments/whole")
+async def whole_part(request: web.Request) -> web.Response:
+    """Whether the whole hive is held, and the button for it."""
+    return await part(request, "_whole.html", hold=(await client_of(request).status()).hold)

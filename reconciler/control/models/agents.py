@@ -37,7 +37,8 @@ class Container(Model):
 
 
 class Agent(Model):
-    """One agent as every badge and list shows it."""
+    """One agent as every badge and list shows it. `trouble`: why the last pass over it failed; it is tried
+    again by itself."""
 
     name: str
     role: Role
@@ -59,6 +60,7 @@ class Agent(Model):
     last_turn_at: str | None
     held: bool
     container: Container
+    trouble: str = ""
 
 
 class AgentList(Model):
@@ -265,7 +267,8 @@ class DatabaseSize(Model):
 
 
 class HiveStatus(Model):
-    """The hive at a glance. `troubles` of hived itself, in words with the remedy."""
+    """The hive at a glance. `troubles` of hived itself, in words with the remedy. `hold`: the whole hive is
+    frozen (it counts as one thing that needs the operator)."""
 
     version: str
     platform: Literal["bare", "nixos"]
@@ -283,3 +286,4 @@ class HiveStatus(Model):
     databases: list[DatabaseSize] = Field(default_factory=list)
     pruned_at: str | None = None
     troubles: list[str] = Field(default_factory=list)
+    hold: Hold | None = None
