@@ -4,6 +4,7 @@ message → request at the model, warm session   against a bare `claude --print`
 container start → harness hello                in milliseconds, and against a bare Python in the same root
 model request → first byte, end                through the gateway, against the model itself
 durable messages, and how soon they arrive     against Redis Streams and NATS JetStream
+container killed → event of its crash          against its end seen through a pidfd
 300 agents: list, plans, full read, decision   against one ListUnitsByPatterns, where there is a system bus
 databases of a tenth of that after 45 days     MiB, with the host's pruning
 no-op pass of one agent                        against reading the same rows and records without planning
@@ -20,11 +21,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import bare, broker, containers, fleet, gateway, latency, memory, month, passes
+from bench import bare, broker, containers, crashes, fleet, gateway, latency, memory, month, passes
 from bench.figures import Figure
 from tests.support.demohive import free_port, start_demo, stop_demo
 
 SAMPLES = 12
+CRASHES = 200
 TAIL_FROM = 100  # fewer samples have no 99th percentile
 
 
@@ -62,6 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         figures += passes.measure(SAMPLES)
         figures += gateway.measure(SAMPLES)
         figures += broker.measure(SAMPLES)
+        figures += crashes.measure(CRASHES)
         figures += fleet.measure(SAMPLES)
         figures += month.measure(SAMPLES)
         baseline = bare.measure(SAMPLES)

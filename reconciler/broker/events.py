@@ -25,6 +25,7 @@ from reconciler.store.db import Row, Store
 
 HINT_PAUSE_S = 0.05
 REPLAY_PAGE = 500
+REPLAY_MAX = 10_000
 LIST_MAX = 1000
 
 Observer = Callable[[api.Event], None]
@@ -144,13 +145,14 @@ class EventLog:
         """Replay from `after` (None: nothing), then live, without gap or repeat.
 
         An event of kind `resync` says: read everything anew. It comes in the middle when `after` lies in
-        what is no longer kept, or in the future (another database); it is the end for a reader that is too
-        slow.
+        what is no longer kept, more than `REPLAY_MAX` events ago, or in the future (another database); it is
+        the end for a reader that is too slow.
         """
         first, last = await sql.bounds(self._store.events)
         cursor = last if after is None else after
-        if cursor > last or cursor < first - 1:
-            cursor = last if cursor > last else first - 1
+        if cursor > last or cursor < first - 1 or last - cursor > REPLAY_MAX:
+            # Who is that far behind reads everything anew anyway: months of events would only come late.
+            cursor = last if cursor > last else max(first - 1, last - REPLAY_MAX)
             yield self._resync(last)
         # Only the last page is read with the live queue open: a long history must not make it overflow.
         while len(rows := await self._page(cursor)) == REPLAY_PAGE:

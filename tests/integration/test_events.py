@@ -275,6 +275,20 @@ async def nothing() -> list[api.Spending]:
     return []
 
 
+async def test_a_reader_far_behind_gets_a_resync_and_the_last_events_only(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reconciler.broker.events.REPLAY_MAX", 3)
+    for number in range(10):
+        await world.events.publish("test.event", None, number=number)
+    last = await world.events.last_id()
+    stream = world.events.stream(after=0)
+    found = [await anext(stream) for _ in range(4)]
+    await stream.aclose()
+    assert [event.kind for event in found] == ["resync", *["test.event"] * 3]
+    assert [event.id for event in found[1:]] == [last - 2, last - 1, last]
+
+
 @pytest.mark.parametrize("after", [2, 99], ids=["no longer kept", "of another database"])
 async def test_a_cursor_that_history_does_not_know_gets_a_resync_first(world: World, after: int) -> None:
     for number in range(1, 6):
