@@ -79,7 +79,8 @@ def _plan_deployment(
         return Plan((Step(Kind.BUILD, f"{label} is approved"),), Waiting(f"the build of {label}"))
     if deployment.state is not ProposalState.ACTIVATING:
         if (actual.busy or actual.attached) and actual.alive and not deployment.now:
-            return Plan((), Waiting(f"the end of the running turn, to activate {label}", turn_end=True))
+            wait = Waiting(f"the end of the running turn, to activate {label}", turn_end=True)
+            return Plan(tuple(_prepare(actual)), wait)  # whose harness must be able to say that it ends
         return Plan((Step(Kind.ACTIVATE, f"{label} is built"),), Again(0))
     return _plan_probe(deployment, actual, now, bounds)
 
@@ -114,11 +115,12 @@ def _plan_probe(deployment: Deployment, actual: Actual, now: float, bounds: Boun
 
 
 def _keep_running(desired: Desired, actual: Actual, now: float, bounds: Bounds, rest: Outcome) -> Plan:
-    """While a build goes on, the running generation is kept as it is, but not restarted for drift."""
+    """While a build goes on, the running generation is kept as it is and served, but not restarted for
+    drift."""
     if desired.state is Want.RUNNING and desired.current is not None and not actual.alive:
         below = _plan_running(desired, actual, now, bounds)
         return below if below.steps else Plan((), rest)
-    return Plan((), rest)
+    return Plan(tuple(_prepare(actual)) if actual.alive else (), rest)
 
 
 def _plan_running(desired: Desired, actual: Actual, now: float, bounds: Bounds) -> Plan:
@@ -164,7 +166,7 @@ def _plan_alive(desired: Desired, target: Target, actual: Actual, steps: list[St
 def _plan_rebuild(actual: Actual, what: str) -> Plan:
     """What should run is not in the store: a restored hive's, or somebody collected it."""
     if actual.rebuild:
-        return Plan((), Waiting(actual.rebuild))
+        return Plan(tuple(_prepare(actual)) if actual.alive else (), Waiting(actual.rebuild))
     return Plan(
         (Step(Kind.REBUILD, f"{what} is not in the store"),), Waiting(f"{what}, which is built again")
     )

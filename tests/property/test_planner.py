@@ -277,6 +277,15 @@ def test_a_stop_by_hand_is_told_but_is_no_crash(world: World) -> None:
 
 
 @given(worlds())
+@settings(max_examples=300)
+def test_whoever_is_at_work_is_served_whatever_it_waits_for(world: World) -> None:
+    seen, desired, actual = world.look(), world.desired, world.actual
+    if seen.steps == () and actual.alive and desired.state is Want.RUNNING and not desired.held:
+        assert actual.sockets, seen.outcome
+        assert actual.directories
+
+
+@given(worlds())
 @settings(max_examples=200)
 def test_a_second_plan_is_empty(world: World) -> None:
     world.run()
