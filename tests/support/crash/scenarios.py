@@ -54,7 +54,7 @@ async def _spawn(world: World) -> None:
 
 async def _apply(world: World) -> None:
     repository = world.directory / "state/repos/smith.git"
-    commit = _commit(repository, {"agent.nix": '{ hyperhive.model = "opus"; }\n'})
+    commit = commit_on_main(repository, {"agent.nix": '{ hyperhive.model = "opus"; }\n'})
     request = api.Propose(agent=SMITH, commit=commit)
     made = await world.operator(lambda client: client.propose(request))
     await approve(world, made.id)
@@ -83,13 +83,13 @@ def _bundle(repository: Path, files: dict[str, str]) -> tuple[bytes, str]:
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder, "clone.git")
         _git(clone, "clone", "--quiet", "--bare", str(repository), str(clone))
-        commit = _commit(clone, files)
+        commit = commit_on_main(clone, files)
         _git(clone, "update-ref", "refs/heads/main", commit)
         _git(clone, "bundle", "create", "--quiet", f"{folder}/bundle", "refs/heads/main")
         return Path(folder, "bundle").read_bytes(), commit
 
 
-def _commit(repository: Path, files: dict[str, str]) -> str:
+def commit_on_main(repository: Path, files: dict[str, str]) -> str:
     """A commit on top of `main` with some files changed, on no branch: the same for the same."""
     _git(repository, "read-tree", "refs/heads/main")
     for name, text in files.items():
@@ -171,4 +171,4 @@ SCENARIOS: dict[str, Scenario] = {
     "crash": Scenario(_crash, _has("SELECT 1 FROM agents WHERE crashes = 1")),
 }
 
-__all__ = ["SCENARIOS", "HostAway", "Refused", "Scenario", "build_base"]
+__all__ = ["SCENARIOS", "HostAway", "Refused", "Scenario", "build_base", "commit_on_main"]

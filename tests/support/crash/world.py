@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 from reconciler.control import models as api
 from reconciler.control.client import ControlClient
-from reconciler.errors import OperatorError, TemporaryError
+from reconciler.errors import OperatorError, PermanentError, TemporaryError
 from reconciler.model.names import AgentName
 from tests.fakes.stored import FileContainers, FileNix
 from tests.support.crash.forks import Forks
@@ -42,6 +42,7 @@ class World:
         self.harnesses: dict[AgentName, Harness] = {}
         self.mute: set[str] = set()
         self.starts = 0
+        self.kills = 0
         self.hello_s = 20.0
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._pidfd = -1
@@ -78,6 +79,7 @@ class World:
     # ------------------------------------------------------------------------------------------- hived
     def kill(self) -> None:
         """Kill -9."""
+        self.kills += 1
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
@@ -89,7 +91,7 @@ class World:
         starts_max = len(faults) + 2
         while True:
             self.starts += 1
-            assert self.starts <= starts_max, f"hived does not stay up\n{self.log()}"
+            assert self.starts <= starts_max + self.kills, f"hived does not stay up\n{self.log()}"
             pid = self.forks.fork(self.directory, faults, self.hello_s)
             try:
                 self._pidfd = os.pidfd_open(pid)
@@ -158,6 +160,9 @@ class World:
                     return await ask(client)
                 except TemporaryError:
                     await asyncio.sleep(LOOK_S)
+                except PermanentError as error:
+                    error.add_note(self.log())
+                    raise
 
     async def acting(self, acts: Awaitable[T]) -> T:
         """Something a harness does, while the world is kept."""
@@ -176,14 +181,26 @@ class World:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         for kept in self._keeping:
-            if kept.done():
-                kept.result()
+            if kept.done() and (error := kept.exception()) is not None:
+                error.add_note(self.log())
+                raise error
         return task.result()
 
     # ------------------------------------------------------------------------------------------- rest
     async def at_rest(self, done: Callable[[sqlite3.Connection], bool] = lambda db: True) -> None:
         """Until nothing is left to do, for anybody, and `done` says that it was what was wanted."""
         await self._guarded(self._rest(done))
+
+    async def until(self, done: Callable[[sqlite3.Connection], bool]) -> None:
+        """Until the rows say so."""
+        await self._guarded(self._until(done))
+
+    async def _until(self, done: Callable[[sqlite3.Connection], bool]) -> None:
+        while True:
+            with contextlib.closing(self.rows()) as db:
+                if done(db):
+                    return
+            await asyncio.sleep(LOOK_S)
 
     async def _rest(self, done: Callable[[sqlite3.Connection], bool]) -> None:
         quiet = 0
