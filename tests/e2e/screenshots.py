@@ -48,6 +48,7 @@ PAGES = {
     "login": "/login",
     "rollback": "/agents/smith/generations/12/rollback",
     "held": "/agents/smith",
+    "purge": "/kept/herald-old/purge",
     "missing": "/agents/nobody",
 }
 
