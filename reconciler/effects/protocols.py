@@ -47,7 +47,8 @@ class ContainerStatus:
     `started_at`, `ended_at`: epoch seconds. `limits_enforced` names limits in force (memory, tasks, cpu).
     `stop_asked`: somebody asked for this end (a stop job of the unit, SIGTERM to the shim); whether that was
     hived itself says the database. `host_restarted`: it ran before the host (or the PID namespace that hived
-    lives in) was started again, which ended it. `frozen`: all its processes are suspended.
+    lives in) was started again, which ended it. `frozen`: all its processes are suspended; but
+    if `restless`, some of them run nevertheless: `freeze` was not fast enough, and is to be called again.
     `drift`: what differs from how this version would have set it up, in words; `refresh` mends it in place.
     """
 
@@ -66,6 +67,7 @@ class ContainerStatus:
     ended_at: float | None = None
     stop_asked: bool = False
     frozen: bool = False
+    restless: bool = False
     drift: tuple[str, ...] = ()
 
 

@@ -349,6 +349,7 @@ class Passes:
             host_restarted=status.host_restarted,
             stop_asked=status.stop_asked,
             frozen=status.frozen,
+            restless=status.restless,
             attached=facts.attached,
             drift=status.drift,
             pinned=(pinned := await self._is_pinned(facts)),

@@ -70,7 +70,8 @@ class Actual:
 
     `phase`, `toplevel`, `invocation`, `started_at` are of its container; `hello`: its harness has greeted
     since that start; `busy`: a turn is live; `attached`: a person has a terminal in it; `host_restarted`: it
-    ended because the host did; `stop_asked`: because somebody stopped it; `frozen`: it is suspended.
+    ended because the host did; `stop_asked`: because somebody stopped it; `frozen`: it is suspended,
+    but if `restless`, not all of it.
     `sockets`: this hived serves it; `socket_left`: a file of one lies there.
 
     `drift`: what of its unit differs from how it was set up; `pinned`: its profile holds and points to the
@@ -93,6 +94,7 @@ class Actual:
     host_restarted: bool = False
     stop_asked: bool = False
     frozen: bool = False
+    restless: bool = False
     drift: tuple[str, ...] = ()
     pinned: bool = True
     tagged: bool = True

@@ -36,7 +36,7 @@ def plan(desired: Desired, actual: Actual, now: float, bounds: Bounds) -> Plan:
 def _plan_held(desired: Desired, actual: Actual) -> Plan:
     """It stays as it is, and suspended if it runs: nothing is built, started, stopped or mended meanwhile."""
     steps = []
-    if actual.phase == "running" and not actual.frozen:
+    if actual.phase == "running" and (not actual.frozen or actual.restless):
         steps.append(Step(Kind.FREEZE, "the operator holds it"))
     if actual.phase == "exited" and not _is_expected(desired, actual):
         steps.append(_report(actual))

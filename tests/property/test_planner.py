@@ -65,7 +65,14 @@ class World:
                 assert a.alive, "only what lives is stopped"
                 self.desired = replace(d, stop_intent=a.invocation)
                 self.actual = replace(
-                    a, phase="exited", busy=False, attached=False, hello=False, ready=False, frozen=False
+                    a,
+                    phase="exited",
+                    busy=False,
+                    attached=False,
+                    hello=False,
+                    ready=False,
+                    frozen=False,
+                    restless=False,
                 )
             case Kind.CLEAR:
                 assert a.phase == "exited", "only an ended container is cleared"
@@ -104,10 +111,10 @@ class World:
             case Kind.FREEZE:
                 assert a.phase == "running", "only what runs is frozen"
                 assert d.held, "only what is held is frozen"
-                self.actual = replace(a, frozen=True)
+                self.actual = replace(a, frozen=True, restless=False)
             case Kind.THAW:
                 assert not d.held, "what is held is not let go on"
-                self.actual = replace(a, frozen=False)
+                self.actual = replace(a, frozen=False, restless=False)
             case Kind.REFRESH_UNIT:
                 self.actual = replace(a, drift=())
             case Kind.REBUILD:
@@ -182,13 +189,14 @@ def actuals(draw: st.DrawFn) -> Actual:
             stored=draw(st.booleans()),
         )
     alive = phase in {"starting", "running"}
+    frozen = phase == "running" and draw(st.booleans())
     return Actual(
         phase=phase, toplevel=draw(st.sampled_from([OLD, NEW, OTHER])), invocation="start-0",
         started_at=draw(st.floats(8_000, 10_000)), hello=alive and draw(st.booleans()),
         ready=alive and draw(st.booleans()),
         busy=alive and draw(st.booleans()), attached=alive and draw(st.booleans()),
         directories=directories, sockets=sockets, host_restarted=not alive and draw(st.booleans()),
-        stop_asked=not alive and draw(st.booleans()), frozen=phase == "running" and draw(st.booleans()),
+        stop_asked=not alive and draw(st.booleans()), frozen=frozen, restless=frozen and draw(st.booleans()),
         drift=draw(st.sampled_from([(), ("its unit file was changed",)])), pinned=pinned, tagged=tagged,
         stored=draw(st.booleans()),
     )  # fmt: skip
@@ -225,6 +233,7 @@ def test_applying_plans_reaches_what_is_desired(world: World) -> None:
     desired, actual = world.desired, world.actual
     if desired.held and desired.state is Want.RUNNING:
         assert actual.frozen == (actual.phase == "running")
+        assert not actual.restless
         return
     if desired.state is Want.DESTROYED:
         assert world.purged == desired.purge

@@ -198,6 +198,7 @@ class ShimContainers:
         world = world or proc.world_id()
         phase = self._phase(found, world)
         over = phase == "exited"
+        frozen = phase == "running" and suspend.is_suspended(found)
         return ContainerStatus(
             phase=phase,
             toplevel=found.toplevel,
@@ -213,7 +214,8 @@ class ShimContainers:
             result=_result(found) if over else "",
             ended_at=found.ended_at if over else None,
             stop_asked=found.stop_asked,
-            frozen=phase == "running" and suspend.is_suspended(found),
+            frozen=frozen,
+            restless=frozen and suspend.is_restless(found),
         )
 
     def _phase(

@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 from typing import NamedTuple
 
+# Stopped, held by a tracer (who is stopped, too), over.
+_STILL = frozenset("TtZX")
 _FIRST_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO: the machine's own
 
 
@@ -93,6 +95,25 @@ def state_of(pid: int) -> str:
     return _stat(pid)[0]
 
 
+def stands_still(pid: int) -> bool:
+    """Whether no thread of the process can run before a SIGCONT: each is stopped or over, or will stop before
+    it returns from the kernel. False if it is gone, as it may have been followed by another.
+
+    Each thread is asked: the first may be over, and the process then reads as a zombie, while others run.
+    """
+    states = [_thread_state(f"/proc/{pid}/task/{thread}") for thread in _threads(pid)]
+    return bool(states) and all(state in _STILL for state in states)
+
+
+def descendants(pid: int) -> list[int]:
+    """The process and all that descend from it, as far as the kernel tells; parents first."""
+    found = [pid]
+    for one in found:
+        for thread in _threads(one):
+            found += _children(one, thread)
+    return found
+
+
 def same_namespace(leader: int) -> list[int]:
     """All processes of the pid namespace that `leader` is in, in no order; empty if it is gone."""
     try:
@@ -112,10 +133,34 @@ def same_namespace(leader: int) -> list[int]:
 
 def children(pid: int) -> list[int]:
     """Children of a process, as far as the kernel tells."""
+    return _children(pid, pid)
+
+
+def _children(pid: int, thread: int) -> list[int]:
     try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
+        return [int(word) for word in Path(f"/proc/{pid}/task/{thread}/children").read_text("ascii").split()]
     except (OSError, ValueError):
         return []
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]  # noqa: PTH208 - names, not paths
+    except OSError:
+        return []
+
+
+def _thread_state(thread: str) -> str:
+    """Its letter; `T` also for one that is about to stop: SIGSTOP waits for its return from the kernel."""
+    try:
+        state = Path(thread, "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0]
+        if state != "D":
+            return state
+        lines = Path(thread, "status").read_text("ascii", "replace").splitlines()
+        pending = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+        return "T" if any(mask >> (signal.SIGSTOP - 1) & 1 for mask in pending) else state
+    except (OSError, ValueError, IndexError):
+        return "X"
 
 
 def _has_signal(pid: int, sets: tuple[str, ...], number: signal.Signals) -> bool:

@@ -3,7 +3,7 @@ nothing."""
 
 from __future__ import annotations
 
-from reconciler.effects.containers import cgroups, proc
+from reconciler.effects.containers import cgroups, proc, suspend
 from reconciler.effects.containers.record import Order, Record
 from reconciler.effects.containers.units import UnitFacts
 from reconciler.effects.protocols import ContainerStatus
@@ -40,6 +40,7 @@ def living(
     leader = leader_of(facts)
     groups = cgroups.of_unit(facts.main_pid, unit) if facts.main_pid else ()
     frozen = "frozen" in facts.freezer if facts.freezer else bool(cgroups.is_frozen(groups))
+    stopped = leader is not None and proc.state_of(leader) == "T"
     return ContainerStatus(
         phase="starting" if facts.active == "activating" else "running",
         toplevel=toplevel,
@@ -50,7 +51,8 @@ def living(
         # RLIMIT_NPROC bounds the tasks of each uid where no control group does.
         limits_enforced=tuple(sorted({*cgroups.enforced(groups), "tasks"})),
         stop_asked=mine is not None and mine.stop_asked,
-        frozen=frozen or (leader is not None and proc.state_of(leader) == "T"),
+        frozen=frozen or stopped,
+        restless=stopped and not frozen and suspend.is_restless(members(facts)),
         drift=differs,
     )
 

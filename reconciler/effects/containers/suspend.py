@@ -24,6 +24,14 @@ def is_suspended(found: Record) -> bool:
     return found.leader is not None and proc.state_of(found.leader.pid) == "T"
 
 
+def is_restless(found: Record) -> bool:
+    """Whether a container that is suspended by signals has processes that run all the same: they were started
+    while it was suspended, and it took too long to catch them."""
+    if found.leader is None or cgroups.is_frozen(found.cgroups) is not None:
+        return False
+    return not all(map(proc.stands_still, proc.descendants(found.leader.pid)))
+
+
 def suspend(found: Record, timeout_s: float) -> bool:
     """Suspend; False if some of it still ran after `timeout_s` seconds (a fork bomb without a freezer)."""
     deadline = time.monotonic() + timeout_s
@@ -37,11 +45,14 @@ def suspend(found: Record, timeout_s: float) -> bool:
         return False
     # The first process first: it is what starts others, and what is asked whether all stand still.
     first = found.leader.pid
-    while running := _running(first):
-        for pid in sorted(running, key=lambda pid: pid != first):
+    calm = 0
+    while calm < 2:  # what was started while the first of two looks was taken is seen by the second
+        moving = [pid for pid in proc.same_namespace(first) if not proc.stands_still(pid)]
+        calm = 0 if moving else calm + 1
+        for pid in sorted(moving, key=lambda pid: pid != first):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
-        if time.monotonic() > deadline:
+        if moving and time.monotonic() > deadline:
             return False
         time.sleep(_PAUSE_S)
     return True
@@ -55,7 +66,3 @@ def resume(found: Record) -> None:
     for pid in (*others, found.leader.pid):  # the one that is asked last
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
-
-
-def _running(leader: int) -> list[int]:
-    return [pid for pid in proc.same_namespace(leader) if proc.state_of(pid) not in {"T", "Z", "X"}]
