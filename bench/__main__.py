@@ -5,6 +5,7 @@ container start → harness hello                in milliseconds, and against a 
 model request → first byte, end                through the gateway, against the model itself
 durable messages, and how soon they arrive     against Redis Streams and NATS JetStream
 container killed → event of its crash          against its end seen through a pidfd
+start asked of hived → payload is up            against the same container through the driver alone
 300 agents: list, plans, full read, decision   against one ListUnitsByPatterns, where there is a system bus
 databases of a tenth of that after 45 days     MiB, with the host's pruning
 no-op pass of one agent                        against reading the same rows and records without planning
@@ -21,7 +22,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import bare, broker, containers, crashes, fleet, gateway, latency, memory, month, passes
+from bench import bare, broker, containers, crashes, fleet, gateway, latency, memory, month, passes, starts
 from bench.figures import Figure
 from tests.support.demohive import free_port, start_demo, stop_demo
 
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         figures += gateway.measure(SAMPLES)
         figures += broker.measure(SAMPLES)
         figures += crashes.measure(CRASHES)
+        figures += starts.measure(SAMPLES)
         figures += fleet.measure(SAMPLES)
         figures += month.measure(SAMPLES)
         baseline = bare.measure(SAMPLES)
