@@ -6,6 +6,7 @@ Whoever asks does so again after a lost answer, as people and harnesses do.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import sqlite3
@@ -13,7 +14,8 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from harness import wire
@@ -31,12 +33,13 @@ Done = Callable[[sqlite3.Connection], bool]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`act` does it, `done` knows from the rows that it took effect."""
+    """`act` does it, `done` knows from the rows that it took effect. `before`: what hived does undisturbed
+    first."""
 
     act: Callable[[World], Awaitable[None]]
     done: Done
     hello_s: float = 20.0
-    prepare: Callable[[World], None] = field(default=lambda world: None)
+    before: Callable[[World], Awaitable[None]] | None = None
 
 
 async def build_base(world: World) -> None:
@@ -145,6 +148,44 @@ def _steer(verb: str, desired: Desired) -> Callable[[World], Awaitable[None]]:
     return act
 
 
+async def _applied(world: World) -> None:
+    await _apply(world)
+    await world.at_rest(_deployed(SMITH, 2))
+
+
+async def _rollback(world: World) -> None:
+    async def once(client: ControlClient) -> None:
+        with contextlib.closing(world.rows()) as db:
+            if db.execute("SELECT 1 FROM proposals WHERE rollback_of IS NOT NULL").fetchone() is None:
+                await client.rollback(SMITH, api.Rollback(generation=1))
+
+    await world.operator(once)
+
+
+async def _destroyed(world: World) -> None:
+    await _steer("destroy", Desired.DESTROYED)(world)
+    await world.at_rest()
+
+
+async def _purge(world: World) -> None:
+    async def once(client: ControlClient) -> None:
+        with contextlib.closing(world.rows()) as db:
+            if db.execute("SELECT 1 FROM agents WHERE name = 'smith' AND purge_wanted = 0").fetchone():
+                await client.purge(SMITH, api.Purge(confirm=SMITH))
+
+    await world.operator(once)
+
+
+async def _hold(world: World) -> None:
+    async def once(client: ControlClient, *, held: bool) -> None:
+        if bool((await client.holds()).items) != held:
+            await (client.hold if held else client.release)(SMITH, api.Act(note="a look"))
+
+    await world.operator(partial(once, held=True))
+    await world.until(lambda _: world.containers.current(SMITH).status.frozen)
+    await world.operator(partial(once, held=False))
+
+
 async def _crash(world: World) -> None:
     world.containers.crash(SMITH, exit_code=None, signal=9)
 
@@ -158,6 +199,10 @@ def _has(sql: str, *values: str | int) -> Done:
     return lambda db: db.execute(sql, values).fetchone() is not None
 
 
+def _has_not(sql: str) -> Done:
+    return lambda db: db.execute(sql).fetchone() is None
+
+
 SCENARIOS: dict[str, Scenario] = {
     "spawn": Scenario(_spawn, _deployed(SCRIBE, 1)),
     "draft": Scenario(_draft, _deployed(SCRIBE, 1)),
@@ -168,6 +213,9 @@ SCENARIOS: dict[str, Scenario] = {
         _steer("destroy", Desired.DESTROYED), _has("SELECT 1 FROM agents WHERE desired = 'destroyed'")
     ),
     "stop": Scenario(_steer("stop", Desired.STOPPED), _has("SELECT 1 FROM agents WHERE desired = 'stopped'")),
+    "rollback": Scenario(_rollback, _deployed(SMITH, 3), before=_applied),
+    "purge": Scenario(_purge, _has_not("SELECT 1 FROM agents WHERE name = 'smith'"), before=_destroyed),
+    "hold": Scenario(_hold, _has_not("SELECT 1 FROM holds")),
     "crash": Scenario(_crash, _has("SELECT 1 FROM agents WHERE crashes = 1")),
 }
 

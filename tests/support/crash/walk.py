@@ -81,8 +81,9 @@ async def play(ground: Ground, scenario: Scenario, faults: Sequence[Fault] = ())
     """The scenario, with these faults."""
     async with ground.world(faults, scenario.hello_s) as world:
         await world.at_rest()
+        if scenario.before is not None:
+            await scenario.before(world)
         world.arm()
-        scenario.prepare(world)
         await scenario.act(world)
         await world.at_rest(scenario.done)
         world.kill()
