@@ -36,21 +36,27 @@ class Delivery:
         deadline = self._core.clock.monotonic() + min(max(wait_s, 0.0), WAIT_MAX_S)
         limit = max(1, min(limit, BATCH_MAX))
         bell = self._core.inboxes[agent]
+        rung = False
         while True:
             seen = bell.version
             self._core.check_boot(agent, boot)
             if self._core.presence.ready(agent):
                 self._core.wake(agent)
-            opens_at = await self._opens_at(self._core.store.state, agent, turn)
-            if opens_at == 0 and (found := await self._take(agent, boot, limit, turn)) is not None:
+            # Whoever is woken will find something: all looks are made under the lock, at once.
+            if rung and (found := await self._take(agent, boot, limit, turn)) is not None:
                 return found
+            opens_at = await self._opens_at(self._core.store.state, agent, turn)
+            if opens_at == 0 and not rung and await self._waits(agent, boot, turn):
+                found = await self._take(agent, boot, limit, turn)
+                if found is not None:
+                    return found
             left_s = deadline - self._core.clock.monotonic()
             if left_s <= 0:
                 waiting = await messages.depth(self._core.store.state, agent)
                 return wire.Inbox(lease=None, messages=[], waiting=waiting)
             if opens_at:
                 left_s = min(left_s, max(0.0, opens_at / MICRO - self._core.clock.now()))
-            await bell.wait(seen, self._core.clock, left_s)
+            rung = await bell.wait(seen, self._core.clock, left_s)
 
     async def _opens_at(self, reader: Reader, agent: AgentName, turn: int | None) -> int | None:
         """From when on messages may be handed out: 0 now, None not before the bell rings."""
@@ -65,20 +71,24 @@ class Delivery:
         parked = agents.parked_until(row, now)
         return None if parked is None else max(parked, agents.napping_until(row, now))
 
-    async def _take(self, agent: AgentName, boot: str, limit: int, turn: int | None) -> wire.Inbox | None:
+    async def _waits(self, agent: AgentName, boot: str, turn: int | None) -> bool:
+        """Whether it is worth the lock to look closer."""
         state = self._core.store.state
-        if turn is None and (old := await leases.unbound(state, agent, boot)) is not None:
-            rows = await leases.messages(state, old["id"])
-            return await self._answer(state, agent, old["id"], rows) if rows else None
-        if turn is None and not await messages.due(state, agent, 1):
-            return None
-        async with state.quick() as tx:
-            # Looked at again under the lock: hello, hold and end of turn go through the same one.
+        if turn is not None or await messages.due(state, agent, 1):
+            return True
+        return await leases.unbound(state, agent, boot) is not None
+
+    async def _take(self, agent: AgentName, boot: str, limit: int, turn: int | None) -> wire.Inbox | None:
+        async with self._core.store.state.quick() as tx:
+            # Looked at under the lock: hello, hold and end of turn go through the same one.
             self._core.check_boot(agent, boot)
             if turn is not None:
                 await self._check_turn(tx, agent, boot, turn)
             if await self._opens_at(tx, agent, turn) != 0:
                 return None
+            if turn is None and (old := await leases.unbound(tx, agent, boot)) is not None:
+                rows = await leases.messages(tx, old["id"])
+                return await self._answer(tx, agent, old["id"], rows) if rows else None
             rows = _batch(await messages.due(tx, agent, limit))
             if not rows:
                 return None
