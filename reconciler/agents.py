@@ -289,10 +289,12 @@ class AgentService:
         self, actor: Actor, name: str, request: api.Act, desired: Desired, verb: str
     ) -> api.Agent:
         _operator(actor)
-        row = await fleet.agent(self._store.state, name)
-        if row["desired"] == Desired.DESTROYED and desired is not Desired.DESTROYED:
-            raise OperatorError(f"{name} is destroyed", code="conflict", hint="its kept state needs a revive")
         async with self._store.state.transaction(dry_run=request.dry_run) as tx:
+            row = await fleet.agent(tx, name)
+            if row["desired"] == Desired.DESTROYED and desired is not Desired.DESTROYED:
+                raise OperatorError(
+                    f"{name} is destroyed", code="conflict", hint="its kept state needs a revive"
+                )
             await fleet.set_desired(tx, name, desired)
             await tx.audit(actor.name, f"agent.{verb}", name, note=request.note)
             await tx.emit("agent.state", name, desired=str(desired))
@@ -305,10 +307,12 @@ class AgentService:
     async def restart(self, actor: Actor, name: str, request: api.Act) -> api.Agent:
         """Restart its container now, a running turn is cut short and its messages come again."""
         _operator(actor)
-        row = await fleet.agent(self._store.state, name)
-        if row["desired"] != Desired.RUNNING:
-            raise OperatorError(f"{name} is {row['desired']}", code="conflict", hint=f"`hive start {name}`")
         async with self._store.state.transaction(dry_run=request.dry_run) as tx:
+            row = await fleet.agent(tx, name)
+            if row["desired"] != Desired.RUNNING:
+                raise OperatorError(
+                    f"{name} is {row['desired']}", code="conflict", hint=f"`hive start {name}`"
+                )
             await fleet.want_restart(tx, name)
             await tx.audit(actor.name, "agent.restart", name, note=request.note)
         if not request.dry_run:

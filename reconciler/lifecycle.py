@@ -87,10 +87,10 @@ class LifecycleService:
         """Run an earlier generation again, under a new number: by default the last good one before the
         current. A decision of its own, so it ends what was approved and has not come up yet."""
         _operator(actor)
-        row = await fleet.agent(self._store.state, name)
-        _not_destroyed(row["desired"], name)
-        target = await rollbacks.target(self._store.state, name, request.generation)
         async with self._store.state.transaction(dry_run=request.dry_run) as tx:
+            row = await fleet.agent(tx, name)
+            _not_destroyed(row["desired"], name)
+            target = await rollbacks.target(tx, name, request.generation)
             number = await rollbacks.insert(tx, AgentName(name), target, actor.name, request)
             rivals = await rollbacks.rivals(tx, name, number)
             for rival in rivals:
@@ -133,12 +133,12 @@ class LifecycleService:
     async def revive(self, actor: Actor, name: str, request: api.Act) -> api.Agent:
         """Let a destroyed agent run again from what was kept, as it was."""
         _operator(actor)
-        row = await fleet.agent(self._store.state, name)
-        if row["desired"] != Desired.DESTROYED:
-            raise OperatorError(f"{name} is not destroyed", code="conflict", hint=f"`hive start {name}`")
-        if row["purge_wanted"]:
-            raise OperatorError(f"{name} is being purged", code="conflict", hint=f"`hive new {name}`")
         async with self._store.state.transaction(dry_run=request.dry_run) as tx:
+            row = await fleet.agent(tx, name)
+            if row["desired"] != Desired.DESTROYED:
+                raise OperatorError(f"{name} is not destroyed", code="conflict", hint=f"`hive start {name}`")
+            if row["purge_wanted"]:
+                raise OperatorError(f"{name} is being purged", code="conflict", hint=f"`hive new {name}`")
             await self._one_manager(tx, name, Role(row["role"]))
             await fleet.set_desired(tx, name, Desired.RUNNING)
             await tx.audit(actor.name, "agent.revive", name, note=request.note)
@@ -159,16 +159,16 @@ class LifecycleService:
         """Remove for good what was kept of a destroyed agent: state, home, repository, generations. Its name
         must be typed; its history stays."""
         _operator(actor)
-        row = await fleet.agent(self._store.state, name)
-        if row["desired"] != Desired.DESTROYED:
-            raise OperatorError(
-                f"{name} is not destroyed", code="conflict", hint=f"`hive destroy {name}` first"
-            )
-        if request.confirm != name:
-            raise OperatorError(
-                f"to purge {name} its name must be given as the confirmation", hint=f"`hive purge {name}`"
-            )
         async with self._store.state.transaction(dry_run=request.dry_run) as tx:
+            row = await fleet.agent(tx, name)
+            if row["desired"] != Desired.DESTROYED:
+                raise OperatorError(
+                    f"{name} is not destroyed", code="conflict", hint=f"`hive destroy {name}` first"
+                )
+            if request.confirm != name:
+                raise OperatorError(
+                    f"to purge {name} its name must be given as the confirmation", hint=f"`hive purge {name}`"
+                )
             await fleet.want_purge(tx, name)
             await tx.audit(actor.name, "agent.purge", name, note=request.note)
         if not request.dry_run:
@@ -180,11 +180,11 @@ class LifecycleService:
         """Somebody goes into the container: until they leave, or do not renew for a minute, a pass neither
         restarts it for drift nor activates what was approved without `now`."""
         _operator(actor)
-        row = await fleet.agent(self._store.state, name)
-        _not_destroyed(row["desired"], name)
         attachment = secrets.token_hex(8)
         ends = micros(self._now()) + ATTACHMENT_S * MICRO
         async with self._store.state.transaction() as tx:
+            row = await fleet.agent(tx, name)
+            _not_destroyed(row["desired"], name)
             await attachments.attach(tx, attachment, name, actor.name, ends)
             await tx.audit(actor.name, "agent.attach", name, attachment=attachment)
             await tx.emit("agent.attached", name, by=actor.name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from reconciler.agents import AgentService
 from reconciler.control import models as api
 from reconciler.errors import OperatorError
 from reconciler.lifecycle import ATTACHMENT_S, LifecycleService
@@ -209,6 +211,55 @@ async def test_a_purge_needs_a_destroyed_agent_and_its_name(world: World) -> Non
     assert await world.all("SELECT purge_wanted FROM agents") == [(1,)]
     with pytest.raises(OperatorError, match="being purged"):
         await world.service.revive(OPERATOR, "scout", api.Act())
+
+
+async def together(world: World, *acts: Coroutine[Any, Any, object]) -> list[object]:
+    """What becomes of acts that come in this order while somebody else writes."""
+    tasks = []
+    async with world.store.state.transaction(), asyncio.timeout(10):
+        for number, act in enumerate(acts, 1):
+            tasks.append(asyncio.create_task(act))
+            while len(world.store.state._lock._waiters or ()) < number:  # noqa: ASYNC110 - no other tells
+                await asyncio.sleep(0.001)
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_what_is_purged_in_the_same_moment_is_not_revived(world: World) -> None:
+    await world.agent("scout")
+    await world.destroy("scout")
+    done, refused = await together(
+        world,
+        world.service.purge(OPERATOR, "scout", api.Purge(confirm="scout")),
+        world.service.revive(OPERATOR, "scout", api.Act()),
+    )
+    assert isinstance(done, api.Done)
+    assert isinstance(refused, OperatorError)
+    assert await world.all("SELECT desired, purge_wanted FROM agents") == [("destroyed", 1)]
+
+
+async def test_what_is_destroyed_in_the_same_moment_is_neither_started_nor_rolled_back(world: World) -> None:
+    await world.agent("scout", generations={1: "deployed", 2: "deployed"})
+    others: dict[str, Any] = dict.fromkeys(
+        (
+            "config", "containers", "look", "look_all", "presence", "voice", "approvals", "spending", "wake",
+            "models", "last_event_id", "storage", "trouble", "troubled",
+        ),
+        None,
+    )  # fmt: skip
+    agents = AgentService(store=world.store, **others)  # what is refused needs nobody else
+    destroyed, *refused = await together(
+        world,
+        world.destroy("scout"),
+        agents.start(OPERATOR, "scout", api.Act()),
+        agents.restart(OPERATOR, "scout", api.Act()),
+        world.service.rollback(OPERATOR, "scout", api.Rollback()),
+        world.service.attach(OPERATOR, "scout"),
+    )
+    assert destroyed is None
+    assert [type(error) for error in refused] == [OperatorError] * 4
+    assert await world.all("SELECT desired FROM agents") == [("destroyed",)]
+    assert await world.all("SELECT id FROM proposals WHERE state = 'approved'") == []
+    assert await world.all("SELECT id FROM attachments") == []
 
 
 # ------------------------------------------------------------------------------------------------ attachments
