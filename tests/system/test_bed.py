@@ -86,13 +86,13 @@ def test_pytest_runs_inside_and_its_failures_come_out(bed: Bed) -> None:
         pytest_in_bed(bed, "/bed/test_wrong.py", "-k", "nothing_of_this_name")
 
 
-def test_a_command_that_hangs_is_ended_at_its_deadline(bed: Bed) -> None:
-    before = set(bed.processes())
+def test_a_command_that_hangs_is_ended_at_its_deadline(bookworm: Bed) -> None:
+    before = set(bookworm.processes())
     with pytest.raises(BedCommandError, match="still running"):
-        bed.run("sleep", "600", timeout_s=0.2)
+        bookworm.run("sleep", "600", timeout_s=0.2)
     with pytest.raises(BedCommandError, match="still running"):
-        bed.unit("sleep", "600", timeout_s=0.5)
-    bed.until(lambda: set(bed.processes()) <= before, "the processes are gone")
+        bookworm.unit("sleep", "600", timeout_s=0.5)
+    bookworm.until(lambda: set(bookworm.processes()) <= before, "the processes are gone")
 
 
 def test_state_outlives_a_reboot_and_a_power_cut(fresh_bed: Bed) -> None:
@@ -120,9 +120,9 @@ sys.stdin.read()
 """
 
 
-def test_a_bed_dies_with_its_maker_and_the_next_one_clears_up(bed: Bed) -> None:
+def test_a_bed_dies_with_its_maker_and_the_next_one_clears_up(bookworm: Bed) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", _KILLED, bed.image.suite],
+        [sys.executable, "-c", _KILLED, bookworm.image.suite],
         cwd=CLONE, env={**os.environ, "PYTHONPATH": str(CLONE)},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as maker:  # fmt: skip
@@ -130,8 +130,8 @@ def test_a_bed_dies_with_its_maker_and_the_next_one_clears_up(bed: Bed) -> None:
         place, *processes = maker.stdout.readline().decode().split()
         assert len(processes) > 3
         maker.kill()
-    bed.until(lambda: not any(_lives(pid) for pid in processes), "the processes are gone")
-    with Bed(images.ensure(bed.image.suite)):
+    bookworm.until(lambda: not any(_lives(pid) for pid in processes), "the processes are gone")
+    with Bed(images.ensure(bookworm.image.suite)):
         assert not Path(place).exists()
 
 
