@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 
@@ -24,7 +23,6 @@ def main(arguments: list[str]) -> int:
     if unknown:
         parser.error(f"no such suite: {' '.join(sorted(unknown))}")
     suites = [suite for suite in images.SUITES if suite in (options.suites or images.SUITES)]
-    os.umask(0o022)
     try:
         made = [images.ensure(suite) for suite in suites]
         if options.vm:

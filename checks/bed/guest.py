@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Self
 
 from checks.bed import groups, settings
-from checks.bed.images import Image
+from checks.bed.images import Image, readable
 from reconciler.demo.install import CLONE
 
 BOOT_S = 60.0
@@ -254,11 +254,11 @@ class Bed:
         return self.place / "console"
 
     def _prepare(self) -> None:
-        if not self.boots:
-            settings.write(self.place / "upper")
-        for name in ("upper", "work", "root", *_SHARED):
-            (self.place / name).mkdir(exist_ok=True, mode=0o755)
-        (self.place / "io/tmp").mkdir(exist_ok=True)
+        with readable():
+            if not self.boots:
+                settings.write(self.place / "upper")
+            for name in ("upper", "work", "root", *_SHARED, "io/tmp"):
+                (self.place / name).mkdir(exist_ok=True)
         (self.place / "io/tmp").chmod(0o1777)
 
     def _nspawn_argv(self) -> list[str]:

@@ -107,11 +107,22 @@ def _make(at: terminal.Step, path: Path, make: Callable[[terminal.Step, Path], N
     _remove_old(path.parent)
     staging = Path(tempfile.mkdtemp(prefix=".new-", dir=path.parent))
     try:
-        staging.chmod(0o755)
-        make(at, staging / "part")
+        staging.chmod(0o755)  # apt downloads as a user of its own
+        with readable():
+            make(at, staging / "part")
         (staging / "part").rename(path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """What is made inside can be read by the guest's other users, whatever the caller's umask."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextmanager

@@ -63,6 +63,7 @@ def test_a_nested_container_with_a_user_namespace_runs_and_is_registered(bed: Be
 
 def test_nix_builds_offline_through_the_daemon_for_its_users(bed: Bed) -> None:
     bed.path("/bed/probe.nix").write_text(_DERIVATION)
+    bed.path("/bed/probe.nix").chmod(0o644)
     nobody = ("setpriv", "--reuid=nobody", "--regid=nix-users", "--clear-groups")
     build = ("nix-build", "--no-out-link", "/bed/probe.nix")
     path = bed.run(*nobody, *build, env={"NIX_REMOTE": "daemon", "HOME": "/bed/tmp"}).stdout.strip()

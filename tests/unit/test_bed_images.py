@@ -96,6 +96,16 @@ class TestParts:
             images.part("part", tmp_path / "one", fail)
         assert list(tmp_path.iterdir()) == []
 
+    def test_it_can_be_read_by_others_whatever_the_makers_umask(self, tmp_path: Path) -> None:
+        before = os.umask(0o077)
+        try:
+            images.part("part", tmp_path / "one", lambda _at, path: settings.write(path))
+            assert os.umask(0o077) == 0o077
+        finally:
+            os.umask(before)
+        for path, mode in (("one", 0o755), ("one/etc/nix", 0o755), ("one/etc/hosts", 0o644)):
+            assert (tmp_path / path).stat().st_mode & 0o777 == mode
+
     def test_two_makers_at_once_make_it_once(self, tmp_path: Path) -> None:
         made: list[Path] = []
         entered, go_on = threading.Event(), threading.Event()
