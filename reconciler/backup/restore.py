@@ -21,6 +21,7 @@ from reconciler.backup.format import Header, Place, damaged
 from reconciler.backup.reading import Report, read
 from reconciler.backup.unpacking import Unpacking
 from reconciler.config import Config
+from reconciler.effects.git.layout import disarm
 from reconciler.errors import OperatorError, PermanentError
 from reconciler.store import copies
 
@@ -80,6 +81,7 @@ class Restore:
             self._check_databases(place, report.header)
             if not report.header.with_state:
                 copies.forget_conversations(place / "state.db")
+            warnings = [*checked.warnings, *_disarm(place)]
             self._arrange(place)
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
@@ -90,7 +92,7 @@ class Restore:
                 (place / name).rename(self._state / name)
         place.rmdir()
         _sync(self._state)
-        return Restored(report, checked.warnings)
+        return Restored(report, tuple(warnings))
 
     # ------------------------------------------------------------------------------------------- checks
     def check_header(self, header: Header) -> None:
@@ -169,9 +171,13 @@ class Restore:
             faults = copies.faults(file, schema)
             if faults:
                 raise damaged(f"{name}: {faults[0]}")
-        head, rows, _ = copies.audit_chain(place / "state.db")
-        if (head, rows) != (header.audit_head, header.audit_rows):
+        found = copies.facts(place / "state.db")
+        if (found.audit_head, found.audit_rows) != (header.audit_head, header.audit_rows):
             raise damaged("the audit chain of its state.db does not end where its header says")
+        # By the header it was judged whether their uids are free here.
+        told = {(a.name, a.uid_base, a.role, a.desired, a.generation) for a in header.agents}
+        if set(found.agents) != told:
+            raise damaged("the agents of its state.db are not those of its header")
 
     # ------------------------------------------------------------------------------------------- placing
     def _arrange(self, place: Path) -> None:
@@ -213,6 +219,14 @@ class _Check:
 def _check_same(now: Report, before: Report) -> None:
     if now.seal != before.seal:
         raise damaged("it changed while it was read")
+
+
+def _disarm(place: Path) -> Iterator[str]:
+    """Repositories come without what git would run as root: their objects prove themselves, the rest does
+    not."""
+    for repository in (*sorted((place / "repos").glob("*.git")), place / "meta"):
+        if repository.is_dir() and (changed := disarm(repository)):
+            yield f"{repository.relative_to(place)} comes without its own {', '.join(changed)[:200]}"
 
 
 def _present(state: Path) -> list[str]:

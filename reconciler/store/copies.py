@@ -85,6 +85,9 @@ def faults(path: Path, expected_schema: int | None = None) -> list[str]:
             version = int(db.execute("PRAGMA user_version").fetchone()[0])
             owner = int(db.execute("PRAGMA application_id").fetchone()[0])
             found = [str(row[0]) for row in db.execute(f"PRAGMA integrity_check({_FAULTS_MAX})")]
+            armed = db.execute(
+                "SELECT type, name FROM sqlite_schema WHERE type IN ('trigger', 'view')"
+            ).fetchmany(_FAULTS_MAX)
             loose = db.execute("PRAGMA foreign_key_check").fetchmany(_FAULTS_MAX)
     except (sqlite3.Error, PermanentError) as error:
         return [str(error)]
@@ -93,6 +96,8 @@ def faults(path: Path, expected_schema: int | None = None) -> list[str]:
         wrong.append("it is not a database of hyperhive")
     if expected_schema is not None and version != expected_schema:
         wrong.append(f"it has schema {version}, not {expected_schema}")
+    # Rows are what this program wrote: nothing in the file writes some of its own.
+    wrong += [f"it has a {row[0]} {row[1]!r:.60}, which no hive has" for row in armed]
     return wrong + [
         f"row {row[1]} of {row[0]} refers to a row of {row[2]} that is not there" for row in loose
     ]

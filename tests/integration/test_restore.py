@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import random
 import shutil
+import sqlite3
 import tarfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from reconciler.backup import restore as restoring
 from reconciler.backup.reading import read
 from reconciler.backup.restore import Restore, refuse_half_restored
 from reconciler.backup.writing import Archive
+from reconciler.effects.git.layout import CONFIG
 from reconciler.errors import OperatorError, PermanentError
 from reconciler.store import copies
 from reconciler.store.db import Store
@@ -195,6 +198,58 @@ async def test_a_database_that_was_damaged_before_the_backup_is_refused_at_the_r
         Restore(place / "b.tar", target(place), ranges=()).run()
     assert caught.value.code == "damaged"
     assert list((place / "new/state").iterdir()) == []
+
+
+async def test_a_database_whose_agents_are_not_those_that_were_judged_is_refused(
+    hive: Hive, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = copies.shorten_history
+
+    def swap(path: Path, ends: copies.Ends, since: int) -> None:
+        real(path, ends, since)
+        with contextlib.closing(sqlite3.connect(path.parent / "state.db")) as db, db:
+            db.execute("UPDATE agents SET uid_base = 0 WHERE name = 'smith'")
+
+    monkeypatch.setattr(copies, "shorten_history", swap)
+    await hive.backup(place / "b.tar")
+    with pytest.raises(OperatorError, match="not those of its header") as caught:
+        Restore(place / "b.tar", target(place), ranges=()).run()
+    assert caught.value.code == "damaged"
+    assert list((place / "new/state").iterdir()) == []
+
+
+async def test_a_database_that_writes_rows_of_its_own_is_refused(hive: Hive, place: Path) -> None:
+    async with hive.store.state.transaction() as tx:
+        await tx.run(
+            "CREATE TRIGGER later AFTER INSERT ON turns "
+            "BEGIN UPDATE agents SET uid_base = 0 WHERE name = 'smith'; END"
+        )
+    await hive.backup(place / "b.tar")
+    with pytest.raises(OperatorError, match="trigger 'later', which no hive has"):
+        Restore(place / "b.tar", target(place), ranges=()).run()
+
+
+async def test_a_repository_brings_nothing_that_git_would_run(hive: Hive, place: Path) -> None:
+    theirs, proof = hive.state / "repos/smith.git", place / "it-ran"
+    with (theirs / "config").open("a") as config:
+        config.write(f'[core]\n\talternateRefsCommand = "touch {proof};"\n')
+    (theirs / "objects/info").mkdir(exist_ok=True)
+    (theirs / "objects/info/alternates").write_text(f"{hive.state}/repos/scout.git/objects\n")
+    (theirs / "hooks").mkdir()
+    (theirs / "hooks/reference-transaction").write_text(f"#!/bin/sh\ntouch {proof}\n")
+    (theirs / "commondir").write_text("../scout.git\n")
+    await hive.backup(place / "b.tar")
+    done = Restore(place / "b.tar", target(place), ranges=()).run()
+    ours = place / "new/state/repos/smith.git"
+    assert (ours / "config").read_text() == CONFIG
+    assert sorted(path.name for path in ours.iterdir() if path.name != "logs") == [
+        "HEAD", "config", "objects", "packed-refs", "refs",
+    ]  # fmt: skip
+    assert not (ours / "objects/info/alternates").exists()
+    (warning,) = [text for text in done.warnings if text.startswith("repos/")]
+    assert warning == (
+        "repos/smith.git comes without its own commondir, config, hooks, objects/info/alternates"
+    )
 
 
 async def test_a_broken_audit_chain_stays_as_it_is(hive: Hive, place: Path) -> None:

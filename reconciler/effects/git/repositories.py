@@ -21,6 +21,7 @@ from typing import ParamSpec, TypeVar
 
 from reconciler.effects.git import diffs, reading
 from reconciler.effects.git.command import MIB, git
+from reconciler.effects.git.layout import CONFIG
 from reconciler.effects.git.quarantine import Quarantine, in_turn
 from reconciler.effects.git.tags import TAG, ZERO, Tags, clean
 from reconciler.effects.process import Rlimits
@@ -38,20 +39,6 @@ MAIN = "refs/heads/main"
 
 _NAME = re.compile(AGENT_NAME_PATTERN)
 _FILE = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+){0,8}")
-_CONFIG = """\
-[core]
-\trepositoryFormatVersion = 0
-\tbare = true
-\thooksPath = /dev/null
-\tlogAllRefUpdates = true
-[transfer]
-\tfsckObjects = true
-[receive]
-\tdenyDeletes = true
-[gc]
-\tauto = 0
-"""
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -87,7 +74,7 @@ class GitRepositories:
             new = path.parent / f".new-{name}-{secrets.token_hex(8)}.git"
             try:
                 await git(new, "init", "--quiet", "--bare", "--template=", "--initial-branch=main", str(new))
-                (new / "config").write_text(_CONFIG)
+                (new / "config").write_text(CONFIG)
                 commit = await self._write(new, files, None, author, message)
                 await git(new, "update-ref", "--end-of-options", MAIN, commit, ZERO)
                 new.rename(path)
