@@ -25,7 +25,7 @@ from reconciler.model.names import AgentName
 from reconciler.model.spec import Limits
 from reconciler.model.states import ProposalState, Role
 from reconciler.passes.builds import Builds
-from reconciler.passes.endings import LOG_LINES, Endings, Voice
+from reconciler.passes.endings import LOG_LINES, Endings, Voice, quoted
 from reconciler.passes.rebuilds import Lost
 from reconciler.plan.steps import Kind, Step
 from reconciler.store import agents, deployments
@@ -276,7 +276,7 @@ class Applier:
         await self._stop(name, status)
         await self._containers.clear(name)
         async with self._store.state.transaction() as tx:
-            await deployments.fail(tx, candidate, "\n".join([text, *lines]))
+            await deployments.fail(tx, candidate, "\n".join([text, *quoted(lines)]))
         self._drop_staged(candidate)
 
     def _drop_staged(self, candidate: Candidate) -> None:

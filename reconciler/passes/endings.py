@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from reconciler.effects.protocols import Clock, Containers, ContainerStatus
 from reconciler.model.names import OPERATOR, AgentName
 from reconciler.model.states import Role
+from reconciler.model.text import visible
 from reconciler.store import deployments
 from reconciler.store.db import Store
 from reconciler.store.deployments import AgentFacts
@@ -89,8 +90,13 @@ def _body(kind: str, what: str, status: ContainerStatus, lines: Sequence[str]) -
         "out of memory": "yes" if status.oom else "no",
     }
     told = [f"{key}: {value}" for key, value in facts.items() if value is not None]
-    text = [f"{kind}: {what}: {describe_end(status)}", *told, "last lines of its console:", *lines]
+    text = [f"{kind}: {what}: {describe_end(status)}", *told, "last lines of its console:", *quoted(lines)]
     return "\n".join(text)[:BODY_MAX]
+
+
+def quoted(lines: Sequence[str]) -> list[str]:
+    """What an agent wrote, such that no line of it can pass for one of the hive's."""
+    return [f"> {visible(part)}" for line in lines for part in line.splitlines() or [""]]
 
 
 def describe_end(status: ContainerStatus) -> str:
@@ -104,4 +110,4 @@ def describe_end(status: ContainerStatus) -> str:
     return "its exit status is not known"
 
 
-__all__ = ["HEALTHY_AFTER_S", "LOG_LINES", "Endings", "Voice", "describe_end"]
+__all__ = ["HEALTHY_AFTER_S", "LOG_LINES", "Endings", "Voice", "describe_end", "quoted"]
