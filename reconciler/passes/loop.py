@@ -283,6 +283,7 @@ class Passes:
                 return planned.outcome
             self._moved_at[name] = self._clock.monotonic()
             await self._applier.apply(planned.steps[0], facts, status)
+            self._failures.pop(name, None)  # what moves is not slowed down for what failed before
             self.passes_done += 1
             self._after_step()
         return Again(1.0)

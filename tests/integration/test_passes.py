@@ -18,7 +18,7 @@ from reconciler.model.names import AgentName
 from reconciler.model.states import ProposalState
 from reconciler.passes.builds import REST_S
 from reconciler.plan.facts import Bounds
-from reconciler.plan.steps import Outcome, Settled, Waiting
+from reconciler.plan.steps import Failed, Outcome, Settled, Waiting
 from reconciler.store import deployments
 from tests.fakes.containers import FakeContainers
 from tests.fakes.faults import Died
@@ -335,3 +335,13 @@ async def test_a_world_that_cannot_be_read_for_long_is_not_taken_for_a_hang(benc
     await until(lambda: bench.clock.at > began + 1000)
     assert bench.passes.stuck() is None
     reading.cancel()
+
+
+@pytest.mark.asyncio
+async def test_a_step_that_is_done_ends_the_slowing_down(bench: PassBench) -> None:
+    for _ in range(3):
+        bench.passes._reschedule(SMITH, Failed("not now", temporary=True))
+    assert bench.passes._failures[SMITH] == 3
+    await bench.approve("opus")
+    await bench.passes.run_pass(SMITH)
+    assert SMITH not in bench.passes._failures
