@@ -161,8 +161,9 @@ class Hived:
         self.deletions = asyncio.Lock()  # held by whatever deletes for good, and by a backup
         self.backups = BackupService(store, config, self.clock, self.deletions)
         lifecycle = LifecycleService(
-            store=store, agents=self.agents, approvals=self.approvals, wake=self.wake, now=self.clock.now
-        )
+            store=store, agents=self.agents, approvals=self.approvals, wake=self.wake, now=self.clock.now,
+            hold_now=self._hold_now,
+        )  # fmt: skip
         services = self.services = Services(
             agents=self.agents, broker=self.broker, approvals=self.approvals, accounts=self.accounts,
             events=self.events, lifecycle=lifecycle, backups=self.backups, doctor=doctor,
@@ -191,6 +192,10 @@ class Hived:
     def wake(self, name: AgentName) -> None:
         """Let a pass look at the agent, and the gateway at the rows."""
         self.passes.wake(name)
+        self.gateway_sync.poke()
+
+    def _hold_now(self, name: AgentName) -> None:
+        self.passes.hold(name)
         self.gateway_sync.poke()
 
     async def _look(self, name: AgentName) -> Plan | None:

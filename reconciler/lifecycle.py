@@ -32,12 +32,14 @@ class LifecycleService:
         approvals: Approvals,
         wake: Callable[[AgentName], None],
         now: Callable[[], float],
+        hold_now: Callable[[AgentName], None] | None = None,
     ) -> None:
         self._store = store
         self._agents = agents
         self._approvals = approvals
         self._wake = wake
         self._now = now
+        self._hold_now = hold_now or wake  # nobody else's pass is waited for
 
     # ------------------------------------------------------------------------------------------- holds
     async def hold(self, actor: Actor, scope: str, request: api.Act) -> api.HoldList:
@@ -69,7 +71,7 @@ class LifecycleService:
                     await tx.emit("agent.held" if on else "agent.released", name, by=actor.name)
             found = _holds(await holds.every(tx))
         for name in names if not request.dry_run else ():
-            self._wake(name)
+            (self._hold_now if on else self._wake)(name)
         return found
 
     async def _names(self, scope: str) -> list[AgentName]:

@@ -21,7 +21,7 @@ from reconciler.passes.builds import Builds
 from reconciler.passes.endings import HEALTHY_AFTER_S
 from reconciler.plan.facts import Actual, Bounds
 from reconciler.plan.planner import plan
-from reconciler.plan.steps import Again, Failed, Outcome, Plan, Settled, Waiting
+from reconciler.plan.steps import Again, Failed, Kind, Outcome, Plan, Settled, Waiting
 from reconciler.store import deployments
 from reconciler.store.db import Store
 from reconciler.store.deployments import AgentFacts
@@ -30,6 +30,8 @@ from reconciler.store.projections import Version
 log = structlog.get_logger("passes")
 
 WORKERS = 8
+# They only suspend what is held: agents that are slow to stop or to start keep all the others busy.
+HOLDERS = 2
 STEPS_PER_PASS = 50
 PAUSE_EVERY = 10
 GLANCE_S = 1.0
@@ -108,6 +110,7 @@ class Passes:
         self._stuck_s = stuck_s
         self._on_read = on_read
         self._queue: dict[AgentName, None] = {}
+        self._held: dict[AgentName, None] = {}
         self._ready = asyncio.Event()
         self._busy: set[AgentName] = set()
         self._timers: dict[AgentName, asyncio.TimerHandle] = {}
@@ -124,6 +127,11 @@ class Passes:
         self._queue[name] = None
         self._ready.set()
 
+    def hold(self, name: AgentName) -> None:
+        """Look at a name at once, whatever the workers are at, as it may have to be suspended."""
+        self._held[name] = None
+        self.wake(name)
+
     def _later(self, name: AgentName, delay_s: float) -> None:
         if (old := self._timers.pop(name, None)) is not None:
             old.cancel()
@@ -134,6 +142,8 @@ class Passes:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._resync(), name="resync")
             group.create_task(self._hints(), name="container-hints")
+            for number in range(HOLDERS):
+                group.create_task(self._holder(), name=f"holder-{number}")
             for number in range(WORKERS):
                 group.create_task(self._worker(), name=f"worker-{number}")
 
@@ -210,6 +220,25 @@ class Passes:
                 continue
             del self._queue[name]
             await self._work(name)
+
+    async def _holder(self) -> None:
+        while True:
+            name = next((n for n in self._held if n not in self._busy), None)
+            if name is None:
+                self._ready.clear()
+                await self._ready.wait()
+                continue
+            del self._held[name]
+            await self._work(name, self._suspend(name))
+
+    async def _suspend(self, name: AgentName) -> Outcome:
+        """One step of a pass and no other; the rest is for a worker."""
+        found = await self.look(name)
+        if found is not None and found[2].steps and found[2].steps[0].kind is Kind.FREEZE:
+            await self._applier.apply(found[2].steps[0], found[0], found[1])
+            self.passes_done += 1
+            self._after_step()
+        return Again(0.0)
 
     async def _work(self, name: AgentName, work: Coroutine[Any, Any, Outcome] | None = None) -> None:
         """A pass, or a part of one: never two of one agent at a time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,11 +11,15 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from reconciler.effects.protocols import ContainerStatus
 from reconciler.errors import TemporaryError
 from reconciler.model.instants import micros
+from reconciler.model.names import AgentName
 from reconciler.model.states import ProposalState
-from reconciler.plan.steps import Failed, Settled, Waiting
+from reconciler.passes.loop import WORKERS
+from reconciler.plan.steps import Failed, Settled, Step, Waiting
 from reconciler.store import attachments, holds
+from reconciler.store.deployments import AgentFacts
 from tests.support.passbench import SMITH, PassBench, future_path, pass_bench
 
 
@@ -53,6 +58,47 @@ async def test_a_held_agent_is_suspended_and_goes_on_where_it_was(bench: PassBen
     assert await bench.settle() == Settled()
     assert not (await bench.containers.status(SMITH)).frozen
     assert len(bench.containers.history) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_hold_waits_for_no_agent_that_is_slow_to_stop(bench: PassBench) -> None:
+    await bench.approve("haiku")
+    await bench.settle()
+    stuck, hanging = asyncio.Event(), asyncio.Event()
+    stop, slow = bench.applier.apply, 0
+
+    async def apply(step: Step, facts: AgentFacts, status: ContainerStatus) -> None:
+        nonlocal slow
+        if facts.desired.name != SMITH:
+            slow += 1
+            if slow == WORKERS:
+                hanging.set()
+            await stuck.wait()
+        await stop(step, facts, status)
+
+    bench.applier.apply = apply  # type: ignore[method-assign]
+    others = [AgentName(f"slow-{number}") for number in range(WORKERS)]
+    async with bench.store.state.transaction() as tx:
+        for number, name in enumerate(others, 2):
+            await tx.run(
+                "INSERT INTO agents (name, role, uid_base, desired, session_id, created_at) "
+                "VALUES (?, 'agent', ?, 'destroyed', 's', ?)",
+                *(name, number << 22, tx.now),
+            )
+            await tx.run("UPDATE agents SET purge_wanted = 1 WHERE name = ?", name)
+    running = asyncio.create_task(bench.passes.run())
+    try:
+        async with asyncio.timeout(20):
+            for name in others:
+                bench.passes.wake(name)
+            await hanging.wait()
+            await hold(bench)
+            bench.passes.hold(SMITH)
+            while not (await bench.containers.status(SMITH)).frozen:  # noqa: ASYNC110 - the world is asked
+                await asyncio.sleep(0.001)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 @pytest.mark.asyncio
