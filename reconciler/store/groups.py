@@ -93,16 +93,18 @@ class Groups:
         if group is None:
             return
         error = await self._commit()
-        for tx in group.members:
+        try:
+            for tx in group.members:
+                if error is None:
+                    self._committed(tx)
+                else:
+                    tx.end(committed=False)
+        finally:  # whatever a callback does, nobody waits for ever
             if error is None:
-                self._committed(tx)
+                group.done.set_result(None)
             else:
-                tx.end(committed=False)
-        if error is None:
-            group.done.set_result(None)
-        else:
-            group.done.set_exception(error)
-            group.done.exception()  # nobody may be left to be told
+                group.done.set_exception(error)
+                group.done.exception()  # nobody may be left to be told
 
     # ------------------------------------------------------------------------------------------- inside
     @property
@@ -134,7 +136,8 @@ class Groups:
         try:
             await self._writer.commit()
         except sqlite3.Error as error:
-            await self._writer.rollback()
+            with contextlib.suppress(sqlite3.Error):  # a disk that fails: members are told of the first error
+                await self._writer.rollback()
             return self._as_full(error) or error
         return None
 

@@ -144,6 +144,47 @@ async def test_a_commit_that_fails_fails_all_and_leaves_nothing(db: Database, ga
     assert await names(db) == ["later"]
 
 
+async def test_a_disk_that_fails_again_at_the_rollback_leaves_nobody_waiting(
+    db: Database, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, tries = db._writer.rollback, 0
+
+    async def rollback() -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            await real()
+            raise sqlite3.OperationalError("disk I/O error")
+        await real()
+
+    monkeypatch.setattr(db._writer, "rollback", rollback)
+    gate.error = sqlite3.OperationalError("disk I/O error")
+    gate.open.set()
+
+    async def write(tag: int) -> None:
+        async with db.quick() as tx:
+            await tx.run("INSERT INTO outbox (kind, data, created_at) VALUES ('event', ?, 1)", str(tag))
+
+    async with asyncio.timeout(10):
+        told = await asyncio.gather(*[write(tag) for tag in range(5)], return_exceptions=True)
+    assert [type(error) for error in told] == [sqlite3.OperationalError] * 5
+
+
+async def test_a_callback_that_breaks_its_promise_leaves_nobody_waiting(db: Database) -> None:
+    async def write(tag: int) -> None:
+        async with db.quick() as tx:
+            await tx.run("INSERT INTO outbox (kind, data, created_at) VALUES ('event', ?, 1)", str(tag))
+            if tag == 0:
+                tx.after_commit([].pop)
+
+    async with asyncio.timeout(10):
+        told = await asyncio.gather(*[write(tag) for tag in range(5)], return_exceptions=True)
+    assert sum(error is not None for error in told) <= 1
+    row = await db.one("SELECT COUNT(*) AS n FROM outbox")
+    assert row is not None
+    assert row["n"] == 5
+
+
 async def test_when_the_database_gives_up_a_whole_transaction_all_members_are_told(db: Database) -> None:
     async def broken() -> None:
         async with db.quick() as tx:
