@@ -22,6 +22,26 @@ from reconciler.backup.format import Header, Place, damaged
 from reconciler.errors import OperatorError, PermanentError
 
 CHUNK = 256 * 1024
+EXTENDED_MAX_BYTES = 4 << 20  # a map of 10 000 extents has a tenth of it
+_EXTENDED = frozenset(
+    {
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+    }
+)
+
+
+class _Member(tarfile.TarInfo):
+    """A header whose extensions are bounded: tarfile reads each into memory, as long as it says to be."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _EXTENDED and self.size > EXTENDED_MAX_BYTES:
+            raise damaged(f"a header of it has {self.size} bytes")
+        member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc] # private, and alike in all versions
+        return member
 
 
 class Sink(Protocol):
@@ -66,11 +86,15 @@ def read(stream: BinaryIO, sink: Sink | None = None) -> Report:
     try:
         with (
             tempfile.TemporaryFile() as lines,
-            closing(tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK, encoding="utf-8")) as archive,
+            closing(
+                tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK, encoding="utf-8", tarinfo=_Member)
+            ) as archive,
         ):
             return _Reading(archive, lines, sink or Nowhere()).run()
     except tarfile.TarError as error:
         raise damaged(f"{str(error)[:200]}") from error
+    except RecursionError as error:
+        raise damaged("headers follow headers without end") from error
     except (ValueError, OverflowError) as error:  # numbers in headers that are none
         raise damaged(f"a header cannot be read: {str(error)[:200]}") from error
 

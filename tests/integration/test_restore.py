@@ -159,6 +159,28 @@ async def test_a_hostile_member_is_refused(
     assert not (place / "new/state").exists()
 
 
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+async def test_a_header_that_fills_the_memory_is_refused_before_it_is_read(place: Path, kind: bytes) -> None:
+    info = tarfile.TarInfo("agents/smith/state/file")
+    info.type, info.size = kind, 1 << 40
+    with (place / "bad.tar").open("wb") as file:
+        file.writelines(Archive(io.BytesIO()).text(form.HEADER, a_header().model_dump_json().encode()))
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(1 << 42)  # sparse: it costs its maker nothing
+    with pytest.raises(OperatorError, match="a header of it has") as caught:
+        Restore(place / "bad.tar", target(place), ranges=()).check()
+    assert caught.value.code == "damaged"
+
+
+async def test_headers_on_headers_are_refused(place: Path) -> None:
+    info = tarfile.TarInfo("x")
+    info.type = tarfile.XHDTYPE
+    (place / "bad.tar").write_bytes(info.tobuf(tarfile.USTAR_FORMAT) * 5000)
+    with pytest.raises(OperatorError) as caught:
+        Restore(place / "bad.tar", target(place), ranges=()).check()
+    assert caught.value.code == "damaged"
+
+
 async def test_a_member_below_a_link_of_the_archive_goes_nowhere(place: Path) -> None:
     outside = place / "outside"
     outside.mkdir()
