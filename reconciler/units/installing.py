@@ -9,6 +9,7 @@ import difflib
 import grp
 import os
 import secrets
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,19 @@ def check_readable(host: Host) -> None:
             )
 
 
+def changeable(host: Host) -> str:
+    """Which part of the program others than root can change, and who; empty: none. Whoever can is root as
+    soon as hived starts again."""
+    program = {host.source, host.source / "reconciler", Path(host.python), Path(host.python).resolve()}
+    for path in sorted(program | {folder for start in program for folder in start.parents}):
+        found = path.lstat()
+        if found.st_uid != 0:
+            return f"{path} belongs to uid {found.st_uid}"
+        if not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
+            return f"{path} has mode {stat.S_IMODE(found.st_mode):04o}"
+    return ""
+
+
 def _check_root(root: Path) -> None:
     if root == Path("/") and os.geteuid() != 0:
         raise OperatorError(
@@ -210,6 +224,8 @@ def _following(host: Host, root: Path) -> tuple[str, ...]:
     credential = host.config.gateway.credential_file
     if credential == HANDED_OVER and not _below(root, CREDENTIAL).exists():
         found.append(f"put the API key into {CREDENTIAL}: install -m 0600 /dev/stdin {CREDENTIAL}")
+    if root == Path("/") and (open_to := changeable(host)):
+        found.append(f"make root the owner of the program, as its services run it as root: {open_to}")
     if root == Path("/") and not _DAEMON_SOCKET.is_dir():
         found.append("install a Nix daemon: apt install nix-setup-systemd")
     found += [

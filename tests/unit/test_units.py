@@ -16,8 +16,9 @@ from reconciler.errors import OperatorError
 from reconciler.units import catalogue, nixos
 from reconciler.units.files import HANDED_OVER, SYSUSERS, TMPFILES, Host, files, first_config
 from reconciler.units.hardening import STRICT
-from reconciler.units.installing import check_readable
+from reconciler.units.installing import changeable, check_readable
 from reconciler.units.model import Unit, changed, setting, word
+from tests.support.hives import needs_root
 
 ROOT = Path(__file__).parents[2]
 DRIVERS: tuple[catalogue.Driver, ...] = ("shim", "systemd")
@@ -185,6 +186,20 @@ def test_a_program_that_services_cannot_read_is_refused_with_the_place() -> None
         (clone / "reconciler/__init__.py").chmod(0o600)
         with pytest.raises(OperatorError, match=r"__init__.py is closed"):
             check_readable(made)
+
+
+@needs_root
+def test_a_program_that_others_can_change_is_told_with_the_place() -> None:
+    with tempfile.TemporaryDirectory(prefix="hive-") as folder:
+        clone = Path(folder, "clone")
+        (clone / "reconciler").mkdir(parents=True)
+        made = Host(Config(), python="/usr/bin/env", source=clone)
+        assert changeable(made) == ""
+        (clone / "reconciler").chmod(0o775)
+        assert changeable(made) == f"{clone}/reconciler has mode 0775"
+        (clone / "reconciler").chmod(0o755)
+        os.chown(clone, 1000, 1000)
+        assert changeable(made) == f"{clone} belongs to uid 1000"
 
 
 def test_the_units_of_the_nixos_module_are_these() -> None:
