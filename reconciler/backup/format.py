@@ -45,6 +45,7 @@ PAX_OWNER = "HIVE.owner"
 PAX_SPARSE = "HIVE.sparse"
 PAX_SIZE = "HIVE.size"
 HEADER_MAX_BYTES = 16 << 20
+DEPTH_MAX = 120  # agents' trees have 100 (`walk`), and lie some levels deep
 DAMAGED = "damaged"
 
 _REPOSITORY = re.compile(rf"(repos/{AGENT_NAME_PATTERN}\.git|meta)")
@@ -101,6 +102,8 @@ def place_of(member: tarfile.TarInfo) -> Place:
     shown = repr(name)[:200]
     if name.startswith("/") or any(part in {"", ".", ".."} for part in name.split("/")) or "\0" in name:
         raise damaged(f"the member {shown} does not stay inside")
+    if name.count("/") > DEPTH_MAX:
+        raise damaged(f"the member {shown} lies deeper than {DEPTH_MAX} levels")
     plain = member.type in {tarfile.REGTYPE, tarfile.AREGTYPE} and not member.issparse()
     if name in {HEADER, CONFIG, LEFT_OUT, MANIFEST, SEAL, FAILED} and plain:
         return Place("file")

@@ -133,6 +133,7 @@ def _set(**fields: object) -> Callable[[tarfile.TarInfo], None]:
         (_set(name="/etc/passwd"), "stay inside"),
         (_set(name="agents/smith/state/../../../x"), "stay inside"),
         (_set(name="agents/../../x"), "stay inside"),
+        (_set(name="agents/smith/state" + "/d" * 5000), "lies deeper"),
         (_set(name="somewhere/else"), "nothing that a backup holds"),
         (_set(name="agents/smith/other/x"), "nothing that a backup holds"),
         (_set(name="repos/smith.git.evil/x"), "nothing that a backup holds"),
