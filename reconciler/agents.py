@@ -290,17 +290,14 @@ class AgentService:
     ) -> api.Agent:
         _operator(actor)
         async with self._store.state.transaction(dry_run=request.dry_run) as tx:
-            row = await fleet.agent(tx, name)
-            if row["desired"] == Desired.DESTROYED and desired is not Desired.DESTROYED:
-                raise OperatorError(
-                    f"{name} is destroyed", code="conflict", hint="its kept state needs a revive"
-                )
+            before = await fleet.agent(tx, name)
+            if before["desired"] == Desired.DESTROYED and desired is not Desired.DESTROYED:
+                raise _destroyed(name)
             await fleet.set_desired(tx, name, desired)
             await tx.audit(actor.name, f"agent.{verb}", name, note=request.note)
             await tx.emit("agent.state", name, desired=str(desired))
-            row = await fleet.agent(tx, name)
-        if request.dry_run:
-            return await self._shown(row)
+        if request.dry_run:  # what it is now, and what it would be told
+            return (await self._shown(before)).model_copy(update={"desired": desired})
         self._wake(AgentName(name))
         return await self.get(name)
 
@@ -309,6 +306,8 @@ class AgentService:
         _operator(actor)
         async with self._store.state.transaction(dry_run=request.dry_run) as tx:
             row = await fleet.agent(tx, name)
+            if row["desired"] == Desired.DESTROYED:
+                raise _destroyed(name)
             if row["desired"] != Desired.RUNNING:
                 raise OperatorError(
                     f"{name} is {row['desired']}", code="conflict", hint=f"`hive start {name}`"
@@ -387,6 +386,12 @@ def _plan(name: str, planned: Plan) -> api.Plan:
 def _operator(actor: Actor) -> None:
     if actor.role is not UserRole.OPERATOR:
         raise OperatorError("a viewer may only look", code="forbidden", hint="log in as an operator")
+
+
+def _destroyed(name: str) -> OperatorError:
+    return OperatorError(
+        f"{name} is destroyed", code="conflict", hint=f"`hive revive {name}` lets it run again"
+    )
 
 
 def _no_room(db: Database) -> str:

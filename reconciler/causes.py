@@ -175,7 +175,8 @@ def at_rest(agent: api.Agent, plan: api.Plan) -> list[str]:
     if agent.desired != "running":
         said.append(f"it is meant to be {agent.desired}")
     if agent.inbox_depth and agent.state in _DEAF:
-        said.append(f"{agent.inbox_depth} messages wait for it meanwhile")
+        wait = "message waits" if agent.inbox_depth == 1 else "messages wait"
+        said.append(f"{agent.inbox_depth} {wait} for it meanwhile")
     if agent.state is AgentState.IDLE and not agent.inbox_depth:
         said.append("its inbox is empty: a message wakes it")
     if plan.steps:

@@ -41,10 +41,14 @@ def status(options: Namespace, console: Console) -> int:
         f"{found['agents']} agents, {found['thinking']} thinking, {usd(found['cost_today_usd'])} today"
     )
     if found["databases"]:
-        console.say(", ".join(f"{one['name']} {one['bytes'] >> 20} MiB" for one in found["databases"]))
+        console.say(", ".join(f"{one['name']} {_megabytes(one['bytes'])}" for one in found["databases"]))
     console.say()
     _agent_table(hive.get("/agents")["items"], console)
     return Exit.DONE
+
+
+def _megabytes(count: int) -> str:
+    return f"{count >> 20} MiB" if count >> 20 else f"{count >> 10} KiB"
 
 
 def agents(options: Namespace, console: Console) -> int:
@@ -89,6 +93,7 @@ def _agent_fields(agent: Json, console: Console) -> None:
     model, container = agent["model"], agent["container"]
     switched = model["switched_at"] and f"switched {ago(model['switched_at'])} by {model['switched_by']}"
     until = agent["until"] and f"until {ago(agent['until'])}"
+    lives = agent["desired"] != "destroyed"  # what is destroyed has no container
     console.fields([
         ("agent", f"{agent['name']} ({agent['role']})"),
         ("state", ", ".join(filter(None, (agent["state"], agent["reason"], until)))),
@@ -104,9 +109,9 @@ def _agent_fields(agent: Json, console: Console) -> None:
         ("today", f"{usd(agent['cost_today_usd'])}, {thousands(agent['tokens_today'])} tokens"),
         ("last turn", ago(agent["last_turn_at"])),
         ("uids", f"{agent['uid_base']} to {agent['uid_base'] + 65535}"),
-        ("container", f"{container['unit']} ({container['driver']})"),
+        ("container", f"{container['unit']} ({container['driver']})" if lives else None),
         ("leader", container["leader_pid"]),
-        ("limits", ", ".join(container["limits_enforced"]) or "not enforced"),
+        ("limits", (", ".join(container["limits_enforced"]) or "not enforced") if lives else None),
     ])  # fmt: skip
 
 
@@ -193,6 +198,8 @@ def _act(verb: str, options: Namespace, console: Console) -> int:
         )
     else:
         console.say(f"{verb}: {found['name']} is {found['state']}, desired {found['desired']}")
+    if not options.json and found["held"] and verb in {"start", "restart"}:
+        console.say(f"it is held, so that waits for its release: `hive release {found['name']}`", "yellow")
     return Exit.DONE
 
 

@@ -77,10 +77,10 @@ def kept(options: Namespace, console: Console) -> int:
     rows = [
         [cell(one["name"]), cell(one["role"]), cell(one["generation"]), cell((one["commit"] or "")[:12]),
          cell(ago(one["destroyed_at"]) if one["destroyed_at"] else ""),
-         cell("being purged" if one["purging"] else "")]
+         cell("being purged" if one["purging"] else "kept")]
         for one in found["items"]
     ]  # fmt: skip
-    console.table(["KEPT", "ROLE", "GEN", "COMMIT", "DESTROYED", ""], rows, "nothing is kept")
+    console.table(["KEPT", "ROLE", "GEN", "COMMIT", "DESTROYED", "STATE"], rows, "nothing is kept")
     return Exit.DONE
 
 

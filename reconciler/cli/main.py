@@ -42,7 +42,7 @@ def _dispatch(arguments: list[str], console: Console) -> int:
         return _help([one for one in rest if not one.startswith("-")], console)
     if word in {"-V", "--version"}:
         word = "version"
-    verb = _verb(word)
+    verb = _verb(word, rest)
     parser = parser_of(verb)
     # Options may stand between texts; but argparse forgets in that mode what `--` means.
     options = parser.parse_args(rest) if "--" in rest else parser.parse_intermixed_args(rest)
@@ -60,7 +60,7 @@ def _help(words: list[str], console: Console) -> int:
     return Exit.DONE
 
 
-def _verb(word: str) -> Verb:
+def _verb(word: str, rest: Sequence[str] = ()) -> Verb:
     for verb in VERBS:
         if verb.name == word:
             return verb
@@ -68,4 +68,6 @@ def _verb(word: str) -> Verb:
 
     close = difflib.get_close_matches(word, [verb.name for verb in VERBS], n=1)
     hint = f"did you mean `hive {close[0]}`?" if close else "`hive help` lists the verbs"
+    if word == "--json" and rest:
+        hint = f"it stands after the verb: `hive {rest[0][:60]} --json`"
     raise Failure(f"there is no verb {word[:60]!r}", hint, code="usage", status=Exit.USAGE)

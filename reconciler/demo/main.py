@@ -187,7 +187,9 @@ def _bring_up(world: World, options: Options, plan: Plan) -> None:
             at.result = ", ".join(name for name, _ in seed.AGENTS)
     with terminal.step("agents") as at:
         late = seed.wait_until_at_work(world, at.tick)
-        at.result = f"not at work yet: {', '.join(late)}; see `hive proposals`" if late else "at work"
+        said = [f"not at work yet: {', '.join(late)}; see `hive plan`"] if late else []
+        said += seed.held(world)
+        at.result = "; ".join(said) or "at work"
     if not late:
         seed.mark(world)
     terminal.say()

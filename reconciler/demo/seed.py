@@ -80,15 +80,23 @@ def _is_at_work(agent: dict[str, Any]) -> bool:
     return agent["state"] in _AT_WORK and agent["generation"] is not None
 
 
+def held(world: World) -> list[str]:
+    """What says of every held agent how it is released; one sentence if the hive is held as a whole."""
+    scopes = [hold["scope"] for hold in control.get(world, "/v1/holds")["items"]]
+    if "*" in scopes:
+        return ["the hive is held: `hive release --all`"]
+    return [f"{scope} is held: `hive release {scope}`" for scope in scopes]
+
+
 def wait_until_at_work(world: World, tell: Callable[[str], None]) -> list[str]:
-    """Waits until every agent that should run says hello; returns "name: state" of those that did not in
-    time."""
+    """Waits until every agent that should and may run says hello (a held one waits for its operator);
+    returns "name: state" of those that did not in time."""
     until = time.monotonic() + _READY_S
     while True:
         late = [
             f"{agent['name']}: {agent['state']}"
             for agent in agents(world)
-            if agent["desired"] == "running" and not _is_at_work(agent)
+            if agent["desired"] == "running" and not agent["held"] and not _is_at_work(agent)
         ]
         if not late or time.monotonic() > until:
             return late

@@ -32,7 +32,7 @@ from reconciler.control import models as api
 from reconciler.control.auth import Door, Ids
 from reconciler.control.server import ControlServer
 from reconciler.errors import OperatorError
-from reconciler.model.states import ProposalState, Risk, UserRole
+from reconciler.model.states import Desired, ProposalState, Risk, UserRole
 from tests.fakes.objects import COMMIT, DIGEST, a_message, a_proposal, an_agent, an_event
 from tests.fakes.services import FakeServices
 from tests.fakes.unixhttp import Api, until
@@ -530,6 +530,26 @@ async def test_wrong_usage_exits_with_2_and_says_where_help_is(command: str, wor
     ran = await hive(*command.split())
     assert (ran.status, ran.out) == (2, "")
     assert words in ran.err
+
+
+async def test_json_before_the_verb_is_told_where_it_belongs() -> None:
+    ran = await hive("--json", "status")
+    assert (ran.status, "`hive status --json`" in ran.err) == (2, True)
+
+
+async def test_a_restart_of_a_held_agent_says_that_it_waits(services: FakeServices) -> None:
+    services.agents.known["scout"] = services.agents.known["scout"].model_copy(update={"held": True})
+    assert "`hive release scout`" in (await hive("restart", "scout")).out
+    assert "release" not in (await hive("stop", "scout")).out
+
+
+async def test_a_destroyed_agent_has_no_container_to_tell_of(services: FakeServices) -> None:
+    assert "limits" in (await hive("agents", "scout")).out
+    services.agents.known["scout"] = services.agents.known["scout"].model_copy(
+        update={"desired": Desired.DESTROYED}
+    )
+    out = (await hive("agents", "scout")).out
+    assert ("limits" in out, "container" in out) == (False, False)
 
 
 async def test_help_is_there_for_every_verb() -> None:

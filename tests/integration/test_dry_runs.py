@@ -228,6 +228,19 @@ async def test_a_dry_run_answers_as_the_real_thing_then_does(world: World) -> No
         assert would == done, path
 
 
+async def test_a_rehearsed_stop_or_destroy_tells_what_the_agent_is_now(world: World) -> None:
+    now = (await world.control.call("GET", "/v1/agents/smith")).json
+    for verb, desired in (("stop", "stopped"), ("destroy", "destroyed")):
+        would = (await world.post(f"/agents/smith/{verb}", {}, dry_run=True)).json
+        assert (would["state"], would["reason"], would["desired"]) == (now["state"], now["reason"], desired)
+
+
+async def test_what_needs_a_revive_says_so(world: World) -> None:
+    for verb in ("start", "stop", "restart"):
+        answer = await world.post(f"/agents/old/{verb}", {}, dry_run=False)
+        assert answer.json["error"]["hint"] == "`hive revive old` lets it run again", verb
+
+
 async def test_what_would_be_superseded_is_told(world: World) -> None:
     body = {"digest": world.digests["third"]}
     would = (await world.post(f"/proposals/{world.ids['third']}/approve", body, dry_run=True)).json
