@@ -1,7 +1,7 @@
 """`make test`: linters, then all tests, then one summary of what ran and what was left out.
 
-Tests run even when a linter fails, so that one run tells everything. The throw-away hosts have a run of their
-own beside the rest: they boot and wait more than they compute. Standard library only.
+Tests run even when a linter fails, so that one run tells everything. The throw-away hosts, and hived dying at
+every call, have runs of their own beside the rest: they wait more than they compute. Standard library only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from checks import lint
 _TESTS_FAILED = 1
 _NO_TESTS_COLLECTED = 5
 _AGAIN_MAX = 2
-_BESIDE = "tests/system"
+_BESIDE = {"throw-away hosts": "tests/system", "hived dying at every call": "tests/crash"}
 
 
 @dataclass
@@ -70,8 +70,8 @@ def main(arguments: list[str]) -> int:
     runs = [Run("tests", arguments, ".pytest_cache")]
     if not arguments:
         runs = [
-            Run("tests", ["tests", f"--ignore={_BESIDE}"], ".pytest_cache"),
-            Run("throw-away hosts", [_BESIDE], ".pytest_cache/beside"),
+            Run("tests", ["tests", *(f"--ignore={folder}" for folder in _BESIDE.values())], ".pytest_cache"),
+            *(Run(title, [folder], f".pytest_cache/{folder}") for title, folder in _BESIDE.items()),
         ]
     _run(runs)
     print("\nlinters")

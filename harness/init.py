@@ -21,9 +21,9 @@ def split_off_init() -> None:
     if child == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _TAKEN)
         return
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for taken in (signal.SIGTERM, signal.SIGINT):
         # Never run, as sigwait takes them: what stops the container sees in /proc that they are listened to.
-        signal.signal(number, _ignore)
+        signal.signal(taken, _ignore)
     while True:
         number = signal.sigwait(_TAKEN)
         if number == signal.SIGCHLD:

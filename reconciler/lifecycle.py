@@ -47,20 +47,20 @@ class LifecycleService:
         return await self._hold(actor, scope, request, on=True)
 
     async def release(self, actor: Actor, scope: str, request: api.Act) -> api.HoldList:
-        """Let it go on where it was. `*` takes away every hold; one agent's release is refused while the hive
-        is held."""
+        """Let it go on where it was. `*` takes the hive's hold away, not those that agents have of their
+        own; the answer lists what is still held. Refused where only the hive's hold is on an agent."""
         return await self._hold(actor, scope, request, on=False)
 
     async def _hold(self, actor: Actor, scope: str, request: api.Act, *, on: bool) -> api.HoldList:
         _operator(actor)
         names = await self._names(scope)
         if not on and scope != holds.EVERYBODY:
-            whole = [hold for hold in await holds.every(self._store.state) if hold.scope == holds.EVERYBODY]
-            if whole:
+            there = {hold.scope: hold for hold in await holds.every(self._store.state)}
+            if scope not in there and holds.EVERYBODY in there:
                 raise OperatorError(
-                    f"the whole hive is held by {whole[0].by}, so {scope} stays held",
+                    f"the whole hive is held by {there[holds.EVERYBODY].by}, so {scope} stays held",
                     code="conflict",
-                    hint="`hive release --all` releases everything",
+                    hint="`hive release --all` releases the hive",
                 )
         async with self._store.state.transaction(dry_run=request.dry_run) as tx:
             put = holds.put(tx, scope, actor.name, request.note) if on else holds.lift(tx, scope)
@@ -68,7 +68,8 @@ class LifecycleService:
                 verb = "hold" if on else "release"
                 await tx.audit(actor.name, f"agent.{verb}", scope, note=request.note)
                 for name in names:
-                    await tx.emit("agent.held" if on else "agent.released", name, by=actor.name)
+                    if on or not await holds.on(tx, name):
+                        await tx.emit("agent.held" if on else "agent.released", name, by=actor.name)
             found = _holds(await holds.every(tx))
         for name in names if not request.dry_run else ():
             (self._hold_now if on else self._wake)(name)
@@ -78,6 +79,7 @@ class LifecycleService:
         if scope == holds.EVERYBODY:
             return [AgentName(row["name"]) for row in await fleet.agents(self._store.state)]
         row = await fleet.agent(self._store.state, scope)
+        _not_destroyed(row["desired"], scope)
         return [AgentName(row["name"])]
 
     async def holds(self) -> api.HoldList:

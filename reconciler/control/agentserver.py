@@ -91,6 +91,10 @@ class AgentServers:
         site = self._sites.get(name)
         return site is not None and site.listener is not None and site.listener.alive
 
+    def is_lost(self, name: AgentName) -> bool:
+        """Whether this process serves the agent and somebody took its socket away."""
+        return name in self._sites and not self.is_served(name)
+
     def is_left(self, name: AgentName) -> bool:
         """Whether a socket of the agent lies there, whoever made it."""
         return (self._folder / name / SOCKET).is_socket()

@@ -60,7 +60,7 @@ class RealHostFiles:
         """Whether every directory is there with its owner."""
         if self._recorded_base(name) != uid_base:
             return False
-        return all(_is_there(path, owner) for path, owner, _ in self._wanted(name, uid_base, manager))
+        return all(_is_there(*entry) for entry in self._wanted(name, uid_base, manager))
 
     async def freeze_state(self, tar: Path) -> tuple[str, list[str]]:
         """Digest and file names of a tar that may be unpacked, else `InvalidError`."""
@@ -147,12 +147,14 @@ def _make(path: Path, owner: int, mode: int, known: bool) -> bool:
     return made
 
 
-def _is_there(path: Path, owner: int) -> bool:
+def _is_there(path: Path, owner: int, mode: int) -> bool:
+    """A directory of that owner; of root's own ones the mode counts, too."""
     try:
         found = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return False
-    return stat.S_ISDIR(found.st_mode) and (found.st_uid, found.st_gid) == (owner, owner)
+    closed = owner != 0 or stat.S_IMODE(found.st_mode) == mode
+    return stat.S_ISDIR(found.st_mode) and (found.st_uid, found.st_gid) == (owner, owner) and closed
 
 
 def _write(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ from reconciler.model.names import AgentName
 from reconciler.model.spec import Limits
 from reconciler.model.states import ProposalState, Role
 from reconciler.passes.builds import Builds
-from reconciler.passes.endings import LOG_LINES, Endings, Voice, quoted
+from reconciler.passes.endings import LOG_LINES, Endings, Voice, describe_end, quoted
 from reconciler.passes.rebuilds import Lost
 from reconciler.plan.steps import Kind, Step
 from reconciler.store import agents, deployments
@@ -44,6 +44,7 @@ class Sockets(Protocol):
     async def serve(self, name: AgentName, uid_base: int, role: Role) -> None: ...
     async def drop(self, name: AgentName) -> None: ...
     def is_served(self, name: AgentName) -> bool: ...
+    def is_lost(self, name: AgentName) -> bool: ...
     def is_left(self, name: AgentName) -> bool:
         """Whether a socket lies there, be it a dead process's."""
         ...
@@ -111,7 +112,7 @@ class Applier:
             case Kind.MAKE_DIRECTORIES:
                 await self._make_directories(step, facts)
             case Kind.SERVE_SOCKETS:
-                await self._sockets.serve(name, facts.uid_base, facts.role)
+                await self._serve_sockets(step, facts)
             case Kind.DROP_SOCKETS:
                 await self._sockets.drop(name)
             case Kind.START:
@@ -132,6 +133,13 @@ class Applier:
                 await self._purge(name)
             case Kind.BUILD | Kind.ACTIVATE | Kind.CONFIRM | Kind.ROLL_BACK | Kind.ABANDON:
                 await self._deploy(step, facts, _candidate(facts), status)
+
+    async def _serve_sockets(self, step: Step, facts: AgentFacts) -> None:
+        name, lost = facts.desired.name, self._sockets.is_lost(facts.desired.name)
+        await self._sockets.serve(name, facts.uid_base, facts.role)
+        if lost:
+            async with self._store.state.transaction() as tx:
+                await deployments.record_repair(tx, name, str(step.kind), step.reason)
 
     async def _make_directories(self, step: Step, facts: AgentFacts) -> None:
         """For an agent that was deployed before, somebody else must have changed them."""
@@ -271,7 +279,8 @@ class Applier:
         back = (
             f"rolled back to generation {current.generation}" if current else "there is no earlier generation"
         )
-        text = f"{step.reason}; {back}"
+        how = f" ({describe_end(status)})" if status.phase == "exited" else ""
+        text = f"{step.reason}{how}; {back}"
         await self._append_log(candidate.proposal, [*lines, f"failed: {text}"])
         await self._stop(name, status)
         await self._containers.clear(name)

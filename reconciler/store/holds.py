@@ -37,24 +37,23 @@ async def every(reader: Reader) -> list[Hold]:
 
 
 async def put(tx: Tx, scope: str, by: str, reason: str) -> bool:
-    """Hold; False if that hold is there already (it stays as it is)."""
+    """Hold; False if that hold is there already. Another reason takes the place of the one before."""
     done = await tx.run(
-        "INSERT OR IGNORE INTO holds (scope, by, reason, at) VALUES (?, ?, ?, ?)", scope, by, reason, tx.now
+        "INSERT INTO holds (scope, by, reason, at) VALUES (?, ?, ?, ?) ON CONFLICT (scope) DO UPDATE "
+        "SET by = excluded.by, reason = excluded.reason WHERE excluded.reason NOT IN ('', holds.reason)",
+        *(scope, by, reason, tx.now),
     )
     return done.changed > 0
 
 
 async def lift(tx: Tx, scope: str) -> bool:
-    """Release; False if there was no such hold. `*` releases the hive and every agent.
+    """Release; False if there was no such hold. The hive's and an agent's own are two: each is lifted alone.
 
     A probe that was under way begins anew: while it was suspended its deadline may have passed.
     """
-    if scope == EVERYBODY:
-        done = await tx.run("DELETE FROM holds")
-        await tx.run("UPDATE proposals SET activating_at = ? WHERE state = 'activating'", tx.now)
-    else:
-        done = await tx.run("DELETE FROM holds WHERE scope = ?", scope)
-        await tx.run(
-            "UPDATE proposals SET activating_at = ? WHERE state = 'activating' AND agent = ?", tx.now, scope
-        )
+    done = await tx.run("DELETE FROM holds WHERE scope = ?", scope)
+    await tx.run(
+        "UPDATE proposals SET activating_at = ?1 WHERE state = 'activating' AND ?2 IN (agent, '*')",
+        *(tx.now, scope),
+    )
     return done.changed > 0

@@ -21,7 +21,8 @@ class Wish(Protocol):
 
 
 async def target(reader: Reader, name: str, number: int | None) -> Row:
-    """The generation to go back to: `number`, or the newest good one that runs other things than the current.
+    """The generation to go back to: `number`, or the newest good one that runs other things than the current,
+    and that nobody has gone back from.
 
     `OperatorError`: there is no such generation, or it never came up, or it runs now.
     """
@@ -35,7 +36,12 @@ async def target(reader: Reader, name: str, number: int | None) -> Row:
             raise OperatorError(f"{name} was never deployed", code="conflict")
         row = await reader.one(
             "SELECT * FROM generations WHERE agent = ? AND state = 'deployed' AND number < ? "
-            "AND store_path <> ? ORDER BY number DESC LIMIT 1",
+            "AND store_path <> ? AND store_path NOT IN (SELECT gone.store_path FROM proposals p "
+            "  JOIN generations back ON back.agent = p.agent AND back.number = p.generation "
+            "  JOIN generations gone ON gone.agent = p.agent "
+            "   AND gone.number > p.rollback_of AND gone.number < back.number "
+            "  WHERE p.agent = generations.agent AND p.rollback_of IS NOT NULL AND p.state = 'deployed') "
+            "ORDER BY number DESC LIMIT 1",
             *(name, current["number"], current["store_path"]),
         )
         if row is None:

@@ -94,23 +94,45 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 async def test_a_hold_is_written_once_and_tells_passes(world: World) -> None:
     await world.agent("scout")
     await world.service.hold(OPERATOR, "scout", api.Act(note="odd"))
-    held = await world.service.hold(OPERATOR, "scout", api.Act(note="again"))
+    held = await world.service.hold(OPERATOR, "scout", api.Act(note="odd"))
     assert [(h.scope, h.by, h.reason) for h in held.items] == [("scout", "unix:root", "odd")]
     assert await world.all("SELECT action, target FROM audit") == [("agent.hold", "scout")]
     assert set(world.woken) == {"scout"}
     assert (await world.service.release(OPERATOR, "scout", api.Act())).items == []
 
 
-async def test_while_the_hive_is_held_no_agent_is_released_alone(world: World) -> None:
+async def test_a_second_reason_takes_the_place_of_the_first(world: World) -> None:
+    await world.agent("scout")
+    await world.service.hold(OPERATOR, "scout", api.Act(note="odd"))
+    held = await world.service.hold(OPERATOR, "scout", api.Act(note="it wrote to smith at night"))
+    assert [h.reason for h in held.items] == ["it wrote to smith at night"]
+    assert [h.reason for h in (await world.service.hold(OPERATOR, "scout", api.Act())).items] == [
+        "it wrote to smith at night"
+    ]
+    assert len(await world.all("SELECT 1 FROM audit")) == 2
+
+
+async def test_the_hives_hold_and_an_agents_own_are_lifted_each_alone(world: World) -> None:
     await world.agent("scout")
     await world.agent("smith")
-    await world.service.hold(OPERATOR, "scout", api.Act())
+    await world.service.hold(OPERATOR, "scout", api.Act(note="odd"))
     await world.service.hold(OPERATOR, "*", api.Act(note="fire drill"))
     assert set(world.woken) == {"scout", "smith"}
     with pytest.raises(OperatorError, match="whole hive is held") as refused:
-        await world.service.release(OPERATOR, "scout", api.Act())
+        await world.service.release(OPERATOR, "smith", api.Act())
     assert "hive release --all" in (refused.value.hint or "")
-    assert (await world.service.release(OPERATOR, "*", api.Act())).items == []
+    left = await world.service.release(OPERATOR, "*", api.Act())
+    assert [(h.scope, h.reason) for h in left.items] == [("scout", "odd")]
+    released = await world.all("SELECT data FROM outbox WHERE data LIKE '%agent.released%'")
+    assert len(released) == 1, "scout is held still"
+    assert (await world.service.release(OPERATOR, "scout", api.Act())).items == []
+
+
+async def test_what_is_destroyed_cannot_be_held(world: World) -> None:
+    await world.agent("scout")
+    await world.destroy("scout")
+    with pytest.raises(OperatorError, match="is destroyed"):
+        await world.service.hold(OPERATOR, "scout", api.Act())
 
 
 async def test_a_dry_run_changes_nothing_and_a_viewer_may_not(world: World) -> None:

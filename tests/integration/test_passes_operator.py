@@ -177,13 +177,14 @@ async def test_drift_is_mended_in_place_and_written_down_but_nothing_is_restarte
     bench.containers.tamper(SMITH, "its unit file was changed")
     bench.nix.pointers[SMITH] = generation
     bench.tags.gone.add(SMITH)
+    bench.memory.served.clear()
     assert await bench.settle() == Settled()
     assert len(bench.containers.history) == starts
     assert bench.nix.pointers[SMITH] == (await bench.agent())["generation"]
     assert (await bench.containers.status(SMITH)).drift == ()
     assert bench.tags.gone == set()
     repaired = [event["data"]["step"] for event in await events(bench, "agent.repaired")]
-    assert sorted(repaired) == ["pin_generation", "refresh_unit", "restore_tags"]
+    assert sorted(repaired) == ["pin_generation", "refresh_unit", "restore_tags", "serve_sockets"]
 
 
 @pytest.mark.asyncio

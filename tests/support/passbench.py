@@ -67,6 +67,7 @@ class Memory:
     hellos: dict[AgentName, float] = field(default_factory=dict)
     busy: set[AgentName] = field(default_factory=set)
     served: set[AgentName] = field(default_factory=set)
+    known: set[AgentName] = field(default_factory=set)
     draining: set[AgentName] = field(default_factory=set)
 
 
@@ -128,6 +129,7 @@ class PassBench:
 
         async def serve(name: AgentName, uid_base: int, role: Role) -> None:
             memory.served.add(name)
+            memory.known.add(name)
 
         async def drop(name: AgentName) -> None:
             memory.served.discard(name)
@@ -142,7 +144,11 @@ class PassBench:
             self.logs += lines
 
         sockets = SimpleNamespace(
-            serve=serve, drop=drop, is_served=lambda name: name in memory.served, is_left=lambda name: False
+            serve=serve,
+            drop=drop,
+            is_served=lambda name: name in memory.served,
+            is_left=lambda name: False,
+            is_lost=lambda name: name in memory.known and name not in memory.served,
         )
         git: Any = FakeTrees()
         self.builds = Builds(
