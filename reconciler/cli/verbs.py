@@ -182,7 +182,7 @@ _AGENTS = (
         "lifecycle:release",
         (
             positional("agent", "the agent's name", nargs="?"),
-            switch("--all", about="take away every hold"),
+            switch("--all", about="the hive; what agents are held by themselves stays held"),
             _DRY_RUN,
             _NOTE,
         ),

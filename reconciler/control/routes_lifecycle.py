@@ -22,7 +22,7 @@ LIFECYCLE_ROUTES: tuple[Route, ...] = (
     Route(
         "POST",
         "/v1/release",
-        "Take away every hold.",
+        "Take the hive's hold away.",
         api.HoldList,
         lambda c: c.services.lifecycle.release(c.actor, "*", c.body(api.Act)),
         OPERATOR,
