@@ -8,6 +8,7 @@ it and only grows: objects of the repositories, history (shortened to what the r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import os
 import re
@@ -118,7 +119,7 @@ class Pictures:
     # ------------------------------------------------------------------------------------------- parts
     def _prepare(self) -> None:
         self.forget()
-        needed = sum((self._state / name).stat().st_size for name in ("state.db", "events.db"))
+        needed = sum(database_bytes(self._state / name) for name in ("state.db", "events.db"))
         free = shutil.disk_usage(self._state).free
         if free < needed + _MARGIN_BYTES:
             raise PermanentError(
@@ -164,6 +165,14 @@ class Pictures:
             return work(*args, **kwargs)
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+
+def database_bytes(path: Path) -> int:
+    """How large a copy of a live database can be: the file and what still stands in its log beside it."""
+    size = path.stat().st_size
+    with contextlib.suppress(FileNotFoundError):  # it goes with the last connection
+        size += path.with_name(f"{path.name}-wal").stat().st_size
+    return size
 
 
 def repositories(state: Path) -> list[tuple[str, Path]]:

@@ -11,18 +11,18 @@ import os
 import pwd
 import shutil
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from reconciler.approvals.hostids import reserved
 from reconciler.approvals.rules import RANGE, Reserved
 from reconciler.backup.format import Header, Place, damaged
-from reconciler.backup.reading import Report, read
+from reconciler.backup.reading import Nowhere, Report, read
 from reconciler.backup.unpacking import Unpacking
 from reconciler.config import Config
 from reconciler.effects.git.layout import disarm
-from reconciler.errors import OperatorError, PermanentError
+from reconciler.errors import HiveError, OperatorError, PermanentError
 from reconciler.store import copies
 
 RESTORING = "restoring"
@@ -65,6 +65,28 @@ class Restore:
             report = read(stream, _Check(self))
         self._check_room(report)
         return Restored(report, tuple(self._warnings(report.header)))
+
+    def examine(self) -> tuple[Restored, tuple[HiveError, ...]]:
+        """Whether the file is whole (else `OperatorError`), and all that keeps it from being restored here:
+        nothing is changed, so that a backup can be looked at on any host, also by others than root."""
+        with self._file.open("rb") as stream:
+            report = read(stream, Nowhere())
+        found: list[HiveError] = []
+        checks: list[Callable[[], None]] = [
+            _check_root,
+            self._check_user,
+            self._check_empty,
+            lambda: self.check_header(report.header),
+            lambda: self._check_room(report),
+        ]
+        for check in checks:
+            try:
+                check()
+            except HiveError as error:
+                found.append(error)
+            except OSError as error:
+                found.append(OperatorError(f"cannot look at {error.filename}: {error.strerror}"))
+        return Restored(report, tuple(self._warnings(report.header))), tuple(found)
 
     def run(self) -> Restored:
         """Check all of it, then do it."""
@@ -120,8 +142,11 @@ class Restore:
                     )
 
     def _check_host(self) -> None:
-        if os.geteuid() != 0:
-            raise OperatorError("only root can restore a hive", code="forbidden", hint="use sudo")
+        _check_root()
+        self._check_user()
+        self._check_empty()
+
+    def _check_user(self) -> None:
         try:
             pwd.getpwnam(self._config.gateway_user)
         except KeyError as error:
@@ -129,6 +154,8 @@ class Restore:
                 f"the user {self._config.gateway_user!r} of the gateway does not exist",
                 hint="install hyperhive first, or name another as gateway_user in the configuration",
             ) from error
+
+    def _check_empty(self) -> None:
         if (self._state / RESTORING).exists():
             return  # ours, and half done
         kept = [name for name in _present(self._state) if not _is_empty(self._state / name)]
@@ -199,6 +226,11 @@ class Restore:
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
+
+
+def _check_root() -> None:
+    if os.geteuid() != 0:
+        raise OperatorError("only root can restore a hive", code="forbidden", hint="use sudo")
 
 
 class _Check:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import structlog
 
 from reconciler.backup import format as form
-from reconciler.backup.picture import Pictures, Taken, repositories, trees
+from reconciler.backup.picture import Pictures, Taken, database_bytes, repositories, trees
 from reconciler.backup.walk import walk
 from reconciler.backup.writing import Archive, gathered
 from reconciler.config import Config
@@ -121,7 +121,7 @@ class BackupService:
         parts: list[api.BackupPart] = []
         left_out: list[str] = []
         parts += [
-            api.BackupPart(name=name, entries=1, bytes=(state / name).stat().st_size)
+            api.BackupPart(name=name, entries=1, bytes=database_bytes(state / name))
             for name in ("state.db", "events.db")
         ]
         with contextlib.suppress(FileNotFoundError):

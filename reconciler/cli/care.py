@@ -12,7 +12,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 from reconciler.backup.format import Header, Place
 from reconciler.backup.reading import Nowhere, Report, read
@@ -21,6 +21,9 @@ from reconciler.cli.console import Console, cell
 from reconciler.cli.failure import Exit, Failure, Unreachable
 from reconciler.errors import HiveError
 from reconciler.model.text import visible
+
+if TYPE_CHECKING:
+    from reconciler.backup.restore import Restore
 
 PLAN_S = 300.0
 # The databases are copied before the first byte comes.
@@ -66,6 +69,7 @@ def _backup_to_output(hive: Hive, options: Namespace, console: Console) -> int:
     for path, why in report.left_out:
         console.err.write(f"left out: {visible(path)}: {visible(why)}\n")
     console.err.write(f"{size_text(report.size)} in {report.members} members, every hash compared\n")
+    console.err.write(f"audit head  {report.header.audit_head}\nseal        {report.seal}\n")
     return Exit.DONE
 
 
@@ -74,16 +78,21 @@ def restore(options: Namespace, console: Console) -> int:
     from reconciler.backup.restore import Restore
     from reconciler.config import load
 
+    if options.file == "-":
+        raise Failure("a restore needs a file: it is read twice", "write it to the disk first", code="usage")
     try:
         config = load()
-        _refuse_running(Path(config.run_dir) / "control.sock")
+        control = Path(config.run_dir) / "control.sock"
         work = Restore(Path(options.file), config)
-        if not options.dry_run and not options.yes:
+        if options.dry_run:
+            return _tell_examined(work, control, options, console)
+        _refuse_running(control)
+        if not options.yes:
             checked = work.check()
             _tell_header(checked.report.header, console)
             if not console.ask(f"make this the hive in {config.state_dir}?"):
                 raise Failure("nothing was done", code="declined")
-        done = work.check() if options.dry_run else work.run()
+        done = work.run()
     except HiveError as error:
         raise Failure(error.message, error.hint, code=error.code) from error
     except OSError as error:
@@ -93,13 +102,37 @@ def restore(options: Namespace, console: Console) -> int:
         return Exit.DONE
     for warning in done.warnings:
         console.line(f"warning: {warning}", "yellow")
-    if options.dry_run:
-        _tell_header(done.report.header, console)
-        console.say("it is whole and could be restored here; nothing was changed")
-    else:
-        console.say(f"the hive of {done.report.header.host} is in {config.state_dir}; start hived")
-        console.say("what agents run is built again from their approved commits, by the same inputs", "dim")
+    console.say(f"the hive of {done.report.header.host} is in {config.state_dir}; start hived")
+    console.say("what agents run is built again from their approved commits, by the same inputs", "dim")
     return Exit.DONE
+
+
+def _tell_examined(work: Restore, control: Path, options: Namespace, console: Console) -> int:
+    """A dry run: what the file is, then everything that keeps it from being restored here."""
+    done, found = work.examine()
+    obstacles = [(error.message, error.hint) for error in found]
+    try:
+        _refuse_running(control)
+    except Failure as running:
+        obstacles.insert(0, (running.message, running.hint))
+    status = Exit.FAILED if obstacles else Exit.DONE
+    if options.json:
+        told = [{"message": message, "hint": hint} for message, hint in obstacles]
+        report = _report(done.report, Path(options.file))
+        console.document({**report, "warnings": list(done.warnings), "obstacles": told})
+        return status
+    for warning in done.warnings:
+        console.line(f"warning: {warning}", "yellow")
+    _tell_header(done.report.header, console)
+    if not obstacles:
+        console.say("it is whole and could be restored here; nothing was changed")
+        return status
+    console.say("it is whole, but cannot be restored here now; nothing was changed:")
+    for message, hint in obstacles:
+        console.line(f"✗ {message}", "red")
+        if hint:
+            console.indented(f"→ {hint}")
+    return status
 
 
 def doctor(options: Namespace, console: Console) -> int:

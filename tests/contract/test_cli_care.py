@@ -92,7 +92,10 @@ async def test_standard_output_gets_the_file_and_nothing_else(services: FakeServ
     status, _, err = await hive("backup", "-", raw=raw)
     assert status == 0
     assert "every hash compared" in err
-    assert read(io.BytesIO(raw.getvalue())).members > 0
+    report = read(io.BytesIO(raw.getvalue()))
+    assert report.members > 0
+    assert report.header.audit_head in err
+    assert report.seal in err
 
 
 async def test_in_the_demo_a_file_of_its_own_world_is_refused_with_what_to_do(
@@ -245,6 +248,28 @@ async def test_a_restore_is_refused_while_hived_runs(services: FakeServices, pla
     status, _, err = await hive("restore", str(place / "b.tar"))
     assert status == 1
     assert "hived is running" in err
+
+
+async def test_a_dry_run_tells_everything_that_keeps_a_whole_backup_from_being_restored(
+    services: FakeServices, place: Path
+) -> None:
+    await hive("backup", str(place / "b.tar"))
+    config = json.loads((place / "config.json").read_text()) | {"gateway_user": "no-such-user"}
+    (place / "config.json").write_text(json.dumps(config))
+    (place / "state").mkdir()
+    (place / "state" / "state.db").write_text("a hive")
+    status, out, _ = await hive("restore", str(place / "b.tar"), "--dry-run")
+    assert status == 1
+    assert "it is whole" in out
+    for words in ("hived is running", "'no-such-user'", "is not empty"):
+        assert words in out
+    status, out, _ = await hive("restore", str(place / "b.tar"), "--dry-run", "--json")
+    assert (status, len(json.loads(out)["obstacles"])) == (1, 3 + (os.geteuid() != 0))
+
+
+async def test_a_restore_from_standard_input_says_that_it_needs_a_file(place: Path) -> None:
+    status, _, err = await hive("restore", "-", "--dry-run")
+    assert (status, "needs a file" in err) == (1, True)
 
 
 async def test_a_restore_of_no_backup_says_so(place: Path) -> None:

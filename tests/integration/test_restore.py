@@ -375,3 +375,12 @@ async def test_the_plan_names_every_part_and_changes_nothing(hive: Hive) -> None
     }  # fmt: skip
     assert 300_000 < plan.bytes < 20 << 20
     assert sorted(path.name for path in hive.state.iterdir()) == before
+
+
+async def test_what_only_the_log_of_a_database_holds_counts(hive: Hive) -> None:
+    """So much may have to be copied."""
+    sizes = {part.name: part.bytes for part in (await hive.service.plan()).parts}
+    for name in ("state.db", "events.db"):
+        log = (hive.state / f"{name}-wal").stat().st_size
+        assert log > 0, "this case proves nothing"
+        assert sizes[name] == (hive.state / name).stat().st_size + log

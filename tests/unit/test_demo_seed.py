@@ -27,7 +27,7 @@ def test_nobody_waits_for_agents_that_are_held_or_stopped(monkeypatch: pytest.Mo
     }
     monkeypatch.setattr(control, "get", lambda _world, path: {"items": answers[path]})
     monkeypatch.setattr(seed, "_READY_S", 0.0)  # who is waited for is late at once
-    assert seed.wait_until_at_work(NO_WORLD, str) == []
+    assert seed.wait_until_at_work(NO_WORLD, lambda _line: None) == []
     assert seed.held(NO_WORLD) == ["scout is held: `hive release scout`"]
     answers["/v1/holds"].insert(0, {"scope": "*"})
     assert seed.held(NO_WORLD) == ["the hive is held: `hive release --all`"]
@@ -37,4 +37,4 @@ def test_who_runs_and_says_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     late = [_agent("smith", desired="running", state="starting", held=False)]
     monkeypatch.setattr(control, "get", lambda _world, _path: {"items": late})
     monkeypatch.setattr(seed, "_READY_S", -1.0)
-    assert seed.wait_until_at_work(NO_WORLD, str) == ["smith: starting"]
+    assert seed.wait_until_at_work(NO_WORLD, lambda _line: None) == ["smith: starting"]
