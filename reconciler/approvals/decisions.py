@@ -88,6 +88,8 @@ class Decisions:
         note = request.note
         async with self._store.state.transaction(dry_run=request.dry_run) as tx:
             row = await proposals.get(tx, proposal)
+            if row.state is ProposalState.CANCELLED and row.decided_by == actor.name:
+                raise OperatorError(f"proposal {proposal} was cancelled by you", code="conflict")
             if row.state is not ProposalState.DENIED or row.decided_by != actor.name:
                 await self._move(tx, actor, row, ProposalState.DENIED, note)
                 await proposals.tell(tx, row, ProposalState.DENIED, _words(note))

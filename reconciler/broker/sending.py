@@ -134,6 +134,8 @@ class Sending:
     async def page(self, *, agent: str | None, before: int | None, limit: int) -> api.MessageList:
         """Newest first."""
         limit = max(1, min(limit, 500))
+        if agent == MANAGER:  # messages stand under its name; without one they went to the operator
+            agent = await agents.manager(self._core.store.state) or OPERATOR
         rows = await messages.page(self._core.store.state, agent=agent, before=before, limit=limit)
         following = rows[-1]["id"] if len(rows) == limit else None
         return api.MessageList(items=[views.message(row) for row in rows], next=following)

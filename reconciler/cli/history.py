@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from argparse import Namespace
 
 from reconciler.cli.api import Hive, Json
 from reconciler.cli.console import Console, ago, cell, clock, thousands, usd
-from reconciler.cli.failure import Exit, Unreachable
+from reconciler.cli.failure import Exit, Failure, Unreachable
 
 COME_BACK_S = 1.0
+_USER = re.compile(r"[a-z][a-z0-9_-]{0,30}")  # as hived's `NewLoginLink`, whose words are not for people
 HINTS = {"turn.event"}  # they hide all else: shown when an agent or a kind is asked for
 
 
@@ -33,7 +35,8 @@ def events(options: Namespace, console: Console) -> int:
     for event in found["items"]:
         _say(event, options, console)
     if not found["items"]:
-        console.say("there are none", "dim")
+        kind = options.kind
+        console.say(f"no event has the kind {kind}" if kind is not None else "there are none", "dim")
     return Exit.DONE
 
 
@@ -118,6 +121,12 @@ def spending(options: Namespace, console: Console) -> int:
 
 def login(options: Namespace, console: Console) -> int:
     """`hive login`"""
+    if not _USER.fullmatch(options.user):
+        raise Failure(
+            f"{options.user[:60]!r} is not a user name",
+            "up to 31 characters: small letters, digits, '_' and '-', a letter first",
+            code="invalid",
+        )
     body: Json = {"user": options.user, "role": options.role, "dry_run": options.dry_run}
     made = Hive().post("/login-links", body)
     if options.json:

@@ -532,6 +532,17 @@ async def test_wrong_usage_exits_with_2_and_says_where_help_is(command: str, wor
     assert words in ran.err
 
 
+async def test_a_user_name_that_is_none_is_told_what_one_may_be(services: FakeServices) -> None:
+    for name in ("x y", "", "Vera", "9a", "a" * 32):
+        ran = await hive("login", "--user", name)
+        assert (ran.status, "a letter first" in ran.err, "pattern" in ran.err) == (1, True, False), name
+    assert (await hive("login", "--user", "a" * 31)).status == 0
+
+
+async def test_no_event_of_a_kind_is_said_with_the_kind() -> None:
+    assert "no event has the kind nonsense" in (await hive("events", "--kind", "nonsense")).out
+
+
 async def test_json_before_the_verb_is_told_where_it_belongs() -> None:
     ran = await hive("--json", "status")
     assert (ran.status, "`hive status --json`" in ran.err) == (2, True)

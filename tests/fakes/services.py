@@ -499,6 +499,7 @@ class FakeEvents:
         before: int | None = None,
     ) -> api.EventList:
         found = [e for e in self.history if e.id > (after or 0) and (before is None or e.id < before)]
+        found = [e for e in found if kind in {None, e.kind}]
         return api.EventList(items=found[:limit] if after is not None else found[-limit:])
 
     async def stream(self, *, after: int | None) -> AsyncIterator[api.Event]:

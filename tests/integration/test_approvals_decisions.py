@@ -178,6 +178,8 @@ async def test_proposers_take_back_their_own_and_the_operator_any(world: World) 
     with pytest.raises(OperatorError, match="may look"):
         await world.service.cancel(smith, theirs, api.Decide())
     await world.service.cancel(ALICE, theirs, api.Decide(note="no"))
+    with pytest.raises(OperatorError, match="cancelled by you"):
+        await world.service.deny(ALICE, theirs, api.Decide())
     assert any(f"proposal {theirs} " in body for body in await world.told("hm1nd"))
 
 

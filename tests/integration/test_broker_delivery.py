@@ -225,6 +225,8 @@ async def test_lists_are_newest_first_with_a_cursor_and_by_either_side(world: Wo
     rest = await world.broker.messages(agent="hm1nd", before=page.next, limit=3)
     assert [m.body for m in rest.items] == ["s1", "s0"]
     assert rest.next is None
+    page = await world.broker.messages(agent="manager", before=None, limit=9)
+    assert {m.to for m in page.items} == {"hm1nd"}, "it stands for the manager's name"
 
 
 # ---------------------------------------------------------------------------------------------------- waiting
