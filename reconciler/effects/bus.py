@@ -284,8 +284,12 @@ class SystemBus:
                 watch.miss()
 
     def _receive(self, message: Message) -> bool:
-        """Keep signals; True (handled, so not answered) for calls to us."""
-        if message.message_type is MessageType.SIGNAL:
+        """Keep signals; True (handled, so not answered) for calls to us.
+
+        What services tell everybody comes by our match rules, which name the sender. A signal addressed to us
+        comes past them, and any user of the machine may send one.
+        """
+        if message.message_type is MessageType.SIGNAL and not message.destination:
             body = tuple(_plain(value) for value in message.body)
             signal = Signal(message.path or "", message.interface or "", message.member or "", body)
             for watch in self._watches:

@@ -215,6 +215,17 @@ async def test_a_watch_begins_with_a_full_read_and_gets_what_was_asked_for(
             await watch.next(0.05)
 
 
+async def test_a_signal_that_somebody_addresses_to_us_is_nobodys(bus: SystemBus, peer: Peer) -> None:
+    with bus.watch() as watch:
+        assert await watch.next(5) is None
+        assert bus._connection is not None
+        forged = Message.new_signal(_ECHO[1], _ECHO[2], "Told", "s", ["forged"])
+        forged.destination = bus._connection.unique_name  # type: ignore[assignment] # the library says None
+        await peer.connection.send(forged)
+        await peer.tell("true")
+        assert await watch.next(5) == _told("true")
+
+
 async def test_a_watch_that_is_not_read_loses_signals_and_says_so(
     bus: SystemBus, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
