@@ -4,14 +4,19 @@ and who is inside its container. Writes desired state only; passes make it so.
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Sequence
+
+from pydantic import ValidationError
 
 from reconciler.approvals import views
 from reconciler.control import models as api
 from reconciler.errors import OperatorError
+from reconciler.model.changes import Change, overall, setting_changes
 from reconciler.model.instants import MICRO, micros, stamp
 from reconciler.model.names import AgentName
+from reconciler.model.spec import Spec
 from reconciler.model.states import Desired, ProposalState, Role, UserRole
 from reconciler.services import Actor, Agents, Approvals
 from reconciler.store import attachments, fleet, holds, proposals, rollbacks
@@ -95,7 +100,9 @@ class LifecycleService:
             row = await fleet.agent(tx, name)
             _not_destroyed(row["desired"], name)
             target = await rollbacks.target(tx, name, request.generation)
-            number = await rollbacks.insert(tx, AgentName(name), target, actor.name, request)
+            changes = _setting_changes(await proposals.running(tx, AgentName(name)), target["spec"])
+            judged = (overall(changes), views.changes_json(changes))
+            number = await rollbacks.insert(tx, AgentName(name), target, actor.name, request, judged)
             rivals = await rollbacks.rivals(tx, name, number)
             for rival in rivals:
                 note = f"the operator rolled back to generation {target['number']} instead"
@@ -225,6 +232,16 @@ class LifecycleService:
                 for r in rows
             ]
         )
+
+
+def _setting_changes(running: proposals.Running | None, goal: str) -> tuple[Change, ...]:
+    """What going back changes in the settings. A spec that this version cannot read says nothing: going back
+    is the way out of trouble and never refused for what would only be shown."""
+    try:
+        before = Spec.model_validate(json.loads(running.spec)) if running is not None else None
+        return setting_changes(before, Spec.model_validate(json.loads(goal)))
+    except ValidationError:
+        return ()
 
 
 def _holds(found: Sequence[holds.Hold]) -> api.HoldList:

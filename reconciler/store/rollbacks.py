@@ -63,8 +63,8 @@ async def target(reader: Reader, name: str, number: int | None) -> Row:
     return row
 
 
-async def insert(tx: Tx, name: AgentName, goal: Row, actor: str, wish: Wish) -> int:
-    """The proposal, approved as it is made; its id."""
+async def insert(tx: Tx, name: AgentName, goal: Row, actor: str, wish: Wish, judged: tuple[str, str]) -> int:
+    """The proposal, approved as it is made; its id. `judged`: its risk, and its changes as JSON."""
     base = await tx.one(
         "SELECT g.commit_id FROM agents a JOIN generations g ON g.agent = a.name "
         "AND g.number = a.generation WHERE a.name = ?",
@@ -72,10 +72,10 @@ async def insert(tx: Tx, name: AgentName, goal: Row, actor: str, wish: Wish) -> 
     )
     state = ProposalState.APPROVED
     made = await tx.run(
-        "INSERT INTO proposals (kind, agent, commit_id, base_commit, state, risk, spec, spec_digest, "
-        "requested_by, description, note, decided_by, activate_now, store_path, rollback_of, created_at, "
-        "decided_at) VALUES ('apply', ?, ?, ?, ?, 'low', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        *(name, goal["commit_id"], base["commit_id"] if base else None, state),
+        "INSERT INTO proposals (kind, agent, commit_id, base_commit, state, risk, changes, spec, "
+        "spec_digest, requested_by, description, note, decided_by, activate_now, store_path, rollback_of, "
+        "created_at, decided_at) VALUES ('apply', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        *(name, goal["commit_id"], base["commit_id"] if base else None, state, *judged),
         *(goal["spec"], goal["spec_digest"], OPERATOR, f"back to generation {goal['number']}", wish.note),
         *(actor, int(wish.now), goal["store_path"], goal["number"], tx.now, tx.now),
     )

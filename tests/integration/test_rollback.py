@@ -13,6 +13,7 @@ from reconciler.control import models as api
 from reconciler.errors import OperatorError
 from reconciler.lifecycle import LifecycleService
 from reconciler.model.names import AgentName
+from reconciler.model.risk import highest
 from reconciler.model.states import ProposalState
 from reconciler.plan.steps import Settled
 from reconciler.store import rollbacks
@@ -45,7 +46,9 @@ async def go_back(bench: PassBench, number: int | None = None) -> int:
     """As the operator asks for it; the proposal's id."""
     async with bench.store.state.transaction() as tx:
         goal = await rollbacks.target(tx, "smith", number)
-        return await rollbacks.insert(tx, AgentName("smith"), goal, "unix:root", api.Rollback())
+        return await rollbacks.insert(
+            tx, AgentName("smith"), goal, "unix:root", api.Rollback(), ("low", "[]")
+        )
 
 
 async def test_an_earlier_path_runs_again_under_a_new_number_and_nothing_is_built(bench: PassBench) -> None:
@@ -95,6 +98,8 @@ async def test_a_rollback_is_shown_like_every_proposal_and_its_tags_are_known(wo
     assert (made.state, made.rollback_of, made.note) == (ProposalState.APPROVED, 1, "worse than before")
     assert (made.requested_by, made.decided_by) == ("operator", ALICE.name)
     assert made.description == "back to generation 1"
+    assert ("model", '"opus"', '"haiku"') in [(c.option, c.before, c.after) for c in made.changes]
+    assert made.risk is highest(change.risk for change in made.changes)
     assert not await missing_tags(world.git, world.store.state, SMITH), "what waits in the outbox is no drift"
     chain = await world.service.why(made.id)
     assert [cause.text for cause in chain.chain] == [

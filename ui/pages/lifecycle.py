@@ -13,6 +13,7 @@ from ui.keys import client_of
 from ui.pages.paths import NAME, NUMBER, name, number
 from ui.render import page, said
 from ui.security import field
+from ui.views.proposals import rows
 
 routes = web.RouteTableDef()
 NOTE_MAX = 2000
@@ -63,6 +64,8 @@ async def ask_rollback(request: web.Request) -> web.Response:
         agent=agent,
         target=target,
         would=would,
+        p=would,
+        rows=rows(would),
     )
 
 
