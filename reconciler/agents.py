@@ -246,7 +246,8 @@ class AgentService:
         row = await fleet.counts(self._store.state)
         today = await self._spending.today()
         whole = [one for one in await holds.every(self._store.state) if one.scope == holds.EVERYBODY]
-        stuck = await fleet.stuck(self._store.state) | self._troubled()
+        held = await fleet.held(self._store.state)
+        stuck = (await fleet.crashed(self._store.state) | self._troubled()) - held
         return api.HiveStatus(
             version=__version__,
             platform=self._config.platform,
@@ -254,7 +255,7 @@ class AgentService:
             model_upstream=self._config.gateway.label,
             agents=row["agents"],
             thinking=row["thinking"],
-            needs_operator=row["pending"] + row["questions"] + len(stuck) + len(whole),
+            needs_operator=row["pending"] + row["questions"] + len(held | stuck) + len(whole),
             approvals_pending=row["pending"],
             questions_open=row["questions"],
             cost_today_usd=sum(usd for _, usd in today.values()),
@@ -265,6 +266,8 @@ class AgentService:
             pruned_at=self._storage.pruned_at,
             troubles=[_no_room(db) for db in (self._store.state, self._store.events) if db.full_since],
             hold=views.hold(whole[0]) if whole else None,
+            held=sorted(held),
+            stuck=sorted(stuck),
         )
 
     # ------------------------------------------------------------------------------------------- steering

@@ -174,6 +174,8 @@ def at_rest(agent: api.Agent, plan: api.Plan) -> list[str]:
     said = [f"it is {agent.state}{reason}{until}"]
     if agent.desired != "running":
         said.append(f"it is meant to be {agent.desired}")
+    if agent.state is AgentState.HELD and agent.turn is not None:
+        said.append(f"turn {agent.turn} is frozen in the middle, and goes on from there once it is released")
     if agent.inbox_depth and agent.state in _DEAF:
         wait = "message waits" if agent.inbox_depth == 1 else "messages wait"
         said.append(f"{agent.inbox_depth} {wait} for it meanwhile")

@@ -18,7 +18,7 @@ from reconciler.control.models import Agent, HiveStatus
 from ui import filters
 from ui.assets import load
 from ui.keys import TEMPLATES, VISITOR
-from ui.views.needs import by_need, count_needs
+from ui.views.needs import by_need
 from ui.views.words import GLYPHS, RISKS, STATE_CLASS, state_clock
 
 TEMPLATE_ROOT = Path(__file__).parent / "templates"
@@ -105,7 +105,7 @@ async def frame(request: web.Request) -> Frame:
     """Read the frame from hived."""
     client = request[VISITOR].client
     status, agents = await asyncio.gather(client.status(), client.agents())
-    return Frame(status, by_need(agents.items), count_needs(status, agents.items))
+    return Frame(status, by_need(agents.items), status.needs_operator)
 
 
 async def page(

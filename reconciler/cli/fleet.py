@@ -33,6 +33,9 @@ def status(options: Namespace, console: Console) -> int:
         console.say(trouble, "red")
     needs = found["needs_operator"]
     detail = f"{found['approvals_pending']} to approve, {found['questions_open']} to answer"
+    for what in ("held", "stuck"):
+        detail += f", {what}: {', '.join(found[what])}" if found[what] else ""
+    detail += ", the whole hive is held" if found["hold"] else ""
     if needs:
         console.say(f"{needs} {'needs' if needs == 1 else 'need'} you: {detail}", "yellow")
     else:

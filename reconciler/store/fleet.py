@@ -58,11 +58,16 @@ async def counts(db: Database) -> Row:
     return row
 
 
-async def stuck(db: Database) -> set[str]:
-    """Agents that should run and crashed, or are held by themselves."""
+async def crashed(db: Database) -> set[str]:
+    """Agents that should run and crashed, and have not been up for long since."""
+    rows = await db.all("SELECT name FROM agents WHERE desired = 'running' AND crashes > 0")
+    return {row["name"] for row in rows}
+
+
+async def held(db: Database) -> set[str]:
+    """Agents with a hold of their own, but for destroyed ones, of which nothing could run."""
     rows = await db.all(
-        "SELECT name FROM agents a WHERE desired = 'running' AND (crashes > 0 OR EXISTS "
-        "(SELECT 1 FROM holds h WHERE h.scope = a.name))"
+        "SELECT a.name FROM agents a JOIN holds h ON h.scope = a.name WHERE a.desired <> 'destroyed'"
     )
     return {row["name"] for row in rows}
 

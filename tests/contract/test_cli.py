@@ -162,6 +162,22 @@ async def test_status_says_what_needs_the_operator() -> None:
     assert "○ idle" in shown
 
 
+async def test_status_names_the_held_and_the_stuck(
+    services: FakeServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = api.Hold(scope="*", by="alice", reason="", at="2026-11-22T10:00:00Z")
+    found = (await services.agents.status()).model_copy(
+        update={"needs_operator": 5, "held": ["scout"], "stuck": ["a", "b"], "hold": hold}
+    )
+
+    async def status() -> api.HiveStatus:
+        return found
+
+    monkeypatch.setattr(services.agents, "status", status)
+    said = "5 need you: 1 to approve, 0 to answer, held: scout, stuck: a, b, the whole hive is held"
+    assert said in (await hive("status")).out
+
+
 # -------------------------------------------------------------------------------------------- lifecycle
 async def test_hold_and_release_name_one_agent_or_all(services: FakeServices) -> None:
     held = await hive("hold", "scout", "--note", "looks odd")

@@ -22,6 +22,7 @@ from tests.fakes.hiveui import RunningUi, running_ui
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 CHROMIUM = "/usr/bin/chromium"
 NARROW, WIDE = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
+TABLET, SMALL = {"width": 768, "height": 1024}, {"width": 1024, "height": 768}
 PAGES = (
     "/",
     "/approvals",
@@ -112,7 +113,7 @@ async def log_in(context: BrowserContext, ui: RunningUi) -> None:
 
 
 @pytest.mark.parametrize("world", [believable, hostile], ids=["believable", "hostile"])
-@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("size", [WIDE, SMALL, TABLET, NARROW], ids=["wide", "small", "tablet", "narrow"])
 async def test_no_page_breaks_the_policy_asks_elsewhere_or_is_wider_than_the_window(
     opened: Opened, world: Callable[[datetime], World], size: dict[str, int]
 ) -> None:

@@ -21,7 +21,7 @@ from reconciler.control import models as api
 from reconciler.control.client import SESSION_HEADER
 from reconciler.control.sse import encode
 from reconciler.errors import HiveError, OperatorError
-from reconciler.model.states import AgentState, MessageState, ProposalKind, ProposalState, UserRole
+from reconciler.model.states import AgentState, MessageState, ProposalKind, ProposalState, Risk, UserRole
 from tests.fakes import controldata, controlworlds
 from tests.fakes.controldata import World
 
@@ -177,8 +177,12 @@ class FakeControlApi:
         pending = sum(p.state is ProposalState.PENDING for p in w.proposals.values())
         asked = sum(q.state == "open" for q in w.questions.values())
         whole = w.holds.get("*")
-        down = {AgentState.CRASHED} if whole else {AgentState.CRASHED, AgentState.HELD}
-        stuck = sum(a.state in down or bool(a.trouble) for a in w.agents.values()) + (whole is not None)
+        held = [name for name in w.agents if name in w.holds]
+        stuck = [
+            name
+            for name, a in w.agents.items()
+            if name not in held and (a.state is AgentState.CRASHED or a.trouble)
+        ]
         return api.HiveStatus(
             version="0.1.0",
             platform="bare",
@@ -186,7 +190,7 @@ class FakeControlApi:
             model_upstream="the scripted model",
             agents=len(w.agents),
             thinking=sum(a.state is AgentState.THINKING for a in w.agents.values()),
-            needs_operator=pending + asked + stuck,
+            needs_operator=pending + asked + len(held) + len(stuck) + (whole is not None),
             approvals_pending=pending,
             questions_open=asked,
             cost_today_usd=sum(a.cost_today_usd for a in w.agents.values()),
@@ -194,6 +198,8 @@ class FakeControlApi:
             last_event_id=len(w.events),
             gateway_connected=w.gateway_connected,
             hold=whole,
+            held=held,
+            stuck=stuck,
         )
 
     def _agent(self, request: web.Request) -> api.Agent:
@@ -392,7 +398,8 @@ class FakeControlApi:
         made = self.world.proposals[max(self.world.proposals)].model_copy(
             update={
                 "id": number, "agent": agent.name, "commit": goal.commit, "state": ProposalState.APPROVED,
-                "rollback_of": goal.number, "changes": [], "note": asked.note, "supersedes": [],
+                "rollback_of": goal.number, "changes": [_BACK], "note": asked.note, "supersedes": [],
+                "files": [], "staged_files": [],
                 "description": f"back to generation {goal.number}",
             }
         )  # fmt: skip
@@ -478,6 +485,12 @@ class FakeControlApi:
         self.world.questions[number] = question.model_copy(update={**ended, "answered_by": "operator"})
         self.emit("question.closed", question.agent)
         return self.world.questions[number]
+
+
+_BACK = api.Change(
+    option="model", before='"opus"', after='"haiku"', risk=Risk.ELEVATED, reason="another model"
+)
+"""What going back to any generation changes."""
 
 
 def _now() -> str:

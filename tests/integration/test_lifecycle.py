@@ -17,6 +17,7 @@ from reconciler.errors import OperatorError
 from reconciler.lifecycle import ATTACHMENT_S, LifecycleService
 from reconciler.model.states import UserRole
 from reconciler.services import Actor
+from reconciler.store import fleet
 from reconciler.store.db import Store
 from tests.fakes.services import FakeAgents, FakeApprovals
 
@@ -147,6 +148,22 @@ async def test_a_dry_run_changes_nothing_and_a_viewer_may_not(world: World) -> N
         assert refused.value.code == "forbidden"
     with pytest.raises(OperatorError, match="no agent"):
         await world.service.hold(OPERATOR, "nobody", api.Act())
+
+
+async def test_held_are_those_with_a_hold_of_their_own_and_crashed_those_that_should_run(
+    world: World,
+) -> None:
+    for name in ("scout", "smith", "tmp"):
+        await world.agent(name)
+        await world.service.hold(OPERATOR, name, api.Act())
+    await world.agent("herald")
+    await world.service.hold(OPERATOR, "*", api.Act())
+    await world.destroy("tmp")
+    async with world.store.state.transaction() as tx:
+        await tx.run("UPDATE agents SET desired = 'stopped' WHERE name = 'smith'")
+        await tx.run("UPDATE agents SET crashes = 2")
+    assert await fleet.held(world.store.state) == {"scout", "smith"}
+    assert await fleet.crashed(world.store.state) == {"scout", "herald"}
 
 
 # ------------------------------------------------------------------------------------------------ rollback

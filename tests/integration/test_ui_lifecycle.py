@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from reconciler.model.states import AgentState, Desired
 from tests.fakes.controlapi import VIEWER_SECRET
 from tests.fakes.controlworlds import held
 from tests.fakes.hiveui import Browser, running_ui
@@ -60,6 +61,10 @@ async def test_a_note_that_is_too_long_is_refused_before_anything_is_done(browse
 async def test_a_roll_back_is_shown_by_a_dry_run_and_done_by_the_button(browser: Browser) -> None:
     page = await text(browser, "/agents/smith/generations/12/rollback")
     assert "goes back to generation 12 from generation 14" in " ".join(page.split()).replace("</span>", "")
+    settings = page[page.index('<table class="settings">') : page.index("</table>")]
+    assert all(said in settings for said in ("opus", "haiku", "another model"))
+    assert '<span class="risk elevated">' in settings
+    assert "<code>main</code> of its repository" in page
     [(_, path, body)] = browser.ui.fake.calls
     assert (path, body["generation"], body["dry_run"]) == ("/v1/agents/smith/rollback", 12, True)
     answer = await browser.post("/agents/smith/generations/12/rollback", CSRF | {"note": "worse", "now": "1"})
@@ -110,3 +115,37 @@ async def test_a_viewer_is_shown_no_buttons_and_may_press_none(browser: Browser)
 async def test_none_of_it_is_done_without_the_pages_token(browser: Browser, path: str) -> None:
     answer = await browser.post(path, {"confirm": "herald-old"})
     assert (answer.status, browser.ui.fake.calls) == (403, [])
+
+
+async def test_the_page_of_a_destroyed_agent_says_so_and_offers_only_what_can_be_done(
+    browser: Browser,
+) -> None:
+    agents = browser.ui.fake.world.agents
+    gone = {"desired": Desired.DESTROYED, "state": AgentState.STOPPED, "held": False}
+    agents["smith"] = agents["smith"].model_copy(update=gone)
+    for path in ("/agents/smith", "/agents/smith/generations"):
+        page = await text(browser, path)
+        assert '<span class="word">destroyed</span>' in page
+        assert 'action="/kept/smith/revive"' in page
+        assert 'href="/kept/smith/purge"' in page
+        for act in ("act/start", "act/stop", "smith/model", "smith/prompt", "smith/release", "/rollback"):
+            assert f"{act}" not in page, (path, act)
+    shown = await text(browser, "/agents/smith/generations")
+    assert "</span> running</span>" not in shown, "its last generation does not run"
+
+
+async def test_the_page_of_a_held_agent_tells_of_a_turn_that_is_frozen_in_the_middle(
+    browser: Browser,
+) -> None:
+    agents = browser.ui.fake.world.agents
+    agents["smith"] = agents["smith"].model_copy(update={"turn": 41})
+    assert "is frozen in the middle" in await text(browser, "/agents/smith")
+    agents["smith"] = agents["smith"].model_copy(update={"turn": None})
+    assert "is frozen in the middle" not in await text(browser, "/agents/smith")
+
+
+async def test_events_are_told_without_what_is_empty(browser: Browser) -> None:
+    browser.ui.fake.emit("agent.state", "smith", state="idle", reason="", until=None, count=0)
+    page = await text(browser, "/events")
+    assert "state=idle  count=0" in page
+    assert "until=null" not in page

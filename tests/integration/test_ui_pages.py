@@ -412,6 +412,7 @@ async def test_a_held_hive_is_one_thing_and_its_agents_are_not_released_one_by_o
         assert "The whole hive is held: the disk is full" in text
         assert 'action="/release"' in text
         assert "/agents/smith/release" not in text
+        assert "is held by itself too" in text, "the hold of the hive does not hide its own"
         head = await (await browser.get("/agents/hm1nd")).text()
         assert 'action="/agents/hm1nd/release"' not in head
         assert "It goes on when" in head

@@ -188,6 +188,11 @@ def a_plan(outcome: str = "settled", *steps: api.Step) -> api.Plan:
             a_plan(),
             ["it is napping: until noon, until 2026-11-23T12:00:00.000Z"],
         ),
+        (
+            {"state": AgentState.HELD, "turn": 41},
+            a_plan(),
+            ["turn 41 is frozen in the middle, and goes on from there once it is released"],
+        ),
         ({"state": AgentState.STOPPED, "desired": Desired.STOPPED}, a_plan(), ["meant to be stopped"]),
         (
             {"state": AgentState.STARTING},

@@ -10,7 +10,7 @@ from reconciler.control import models as api
 from reconciler.model.states import AgentState, ProposalKind, ProposalState, Risk, Role
 from tests.fakes.controldata import World, change
 from ui.views import commands, proposals, values
-from ui.views.needs import by_need, count_needs, needs
+from ui.views.needs import by_need, needs
 from ui.views.nix import spans
 
 NOW = datetime(2026, 11, 22, 21, 0, 0, tzinfo=UTC)
@@ -183,12 +183,15 @@ def test_agents_that_need_somebody_come_first_and_turns_do_not_move_rows(world: 
 def test_what_needs_the_operator_is_counted_once(world: World) -> None:
     world.add_agent("a", state=AgentState.CRASHED, held=True)
     world.add_agent("b", state=AgentState.IDLE, held=True)
+    world.add_agent("c", state=AgentState.HELD, held=True)
     world.add_proposal(1, "a", 0)
     world.add_proposal(2, "a", 0, state=P.DENIED)
-    found = needs(world.proposals.values(), [], list(world.agents.values()))
-    assert found.count == 3
-    status = api.HiveStatus.model_construct(approvals_pending=1, questions_open=0)
-    assert count_needs(status, list(world.agents.values())) == 3
+    hold = api.Hold(scope="*", by="alice", reason="", at=world.ago(1))
+    status = api.HiveStatus.model_construct(hold=hold, held=["b"], stuck=["a", "ghost"])
+    found = needs(world.proposals.values(), [], list(world.agents.values()), status)
+    assert found.count == 5, "c is held by the hive alone, which counts once"
+    assert ([a.name for a in found.held], [a.name for a in found.crashed]) == (["b"], ["a"])
+    assert found.gone == ["ghost"], "a destroyed agent that cannot be cleared away is named, not dropped"
 
 
 def test_a_line_of_nix_keeps_every_character() -> None:

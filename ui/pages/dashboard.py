@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from reconciler.control.client import ControlClient, OperatorError
-from reconciler.control.models import Agent, Hold, NewAgent
+from reconciler.control.models import Agent, HiveStatus, NewAgent
 from ui.keys import client_of
 from ui.render import frame, page, part
 from ui.security import field
@@ -26,7 +26,7 @@ async def show(request: web.Request) -> web.Response:
     framed, messages, drafts, kept = await asyncio.gather(
         frame(request), client.messages(limit=MESSAGES_SHOWN), client.drafts(), client.kept()
     )
-    waiting = await _needs(client, framed.agents, framed.status.hold)
+    waiting = await _needs(client, framed.agents, framed.status)
     found = _filtered(framed.agents, request.query.get("q", ""))
     return await page(
         request,
@@ -45,9 +45,9 @@ async def show(request: web.Request) -> web.Response:
     )
 
 
-async def _needs(client: ControlClient, agents: list[Agent], hold: Hold | None) -> Needs:
+async def _needs(client: ControlClient, agents: list[Agent], status: HiveStatus) -> Needs:
     proposals, questions = await asyncio.gather(client.proposals(state="pending"), client.questions())
-    return needs(proposals.items, questions.items, agents, hold)
+    return needs(proposals.items, questions.items, agents, status)
 
 
 def _filtered(agents: list[Agent], query: str) -> list[Agent]:
@@ -88,7 +88,7 @@ async def needs_part(request: web.Request) -> web.Response:
     """What needs the operator."""
     client = client_of(request)
     agents, status = await asyncio.gather(client.agents(), client.status())
-    waiting = await _needs(client, agents.items, status.hold)
+    waiting = await _needs(client, agents.items, status)
     return await part(request, "_needs.html", needs=waiting, summary=summary)
 
 

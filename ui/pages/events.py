@@ -36,10 +36,11 @@ async def _list(request: web.Request) -> dict[str, Any]:
 
 
 def _brief(event: Event) -> str:
-    """The data of an event in one line."""
+    """The data of an event in one line, without what is empty."""
     return "  ".join(
         f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
         for key, value in event.data.items()
+        if value is not None and value != ""
     )[:600]
 
 

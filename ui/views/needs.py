@@ -12,60 +12,39 @@ _FIRST = {"crashed": 0, "held": 1, "parked": 2, "stopped": 9}
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Everything that waits for the operator. `hold`: the whole hive is frozen; its agents are not listed
-    each."""
+    """Everything that waits for the operator. `hold`: the whole hive is frozen; agents are listed that have
+    a hold of their own too. `gone`: stuck ones that are destroyed, by name."""
 
     approvals: list[Proposal]
     questions: list[Question]
     crashed: list[Agent]
     held: list[Agent]
     troubled: list[Agent]
+    gone: list[str]
     hold: Hold | None
 
     @property
     def count(self) -> int:
-        lists = (self.approvals, self.questions, self.crashed, self.held, self.troubled)
+        lists = (self.approvals, self.questions, self.crashed, self.held, self.troubled, self.gone)
         return sum(len(one) for one in lists) + (self.hold is not None)
 
 
-def is_crashed(agent: Agent) -> bool:
-    return agent.state == "crashed"
-
-
-def is_held(agent: Agent) -> bool:
-    return agent.held or agent.state == "held"
-
-
-def _sort(agent: Agent, hold: Hold | None) -> str:
-    """Which of the lists an agent is on: one at most."""
-    if is_crashed(agent):
-        return "crashed"
-    if is_held(agent) and hold is None:
-        return "held"
-    return "troubled" if agent.trouble else ""
-
-
 def needs(
-    approvals: Iterable[Proposal],
-    questions: Iterable[Question],
-    agents: Sequence[Agent],
-    hold: Hold | None = None,
+    approvals: Iterable[Proposal], questions: Iterable[Question], agents: Sequence[Agent], status: HiveStatus
 ) -> Needs:
-    """Oldest first: who has waited longest is served first."""
+    """Oldest first: who has waited longest is served first. Which agents are held or stuck hived says, so
+    that the page and `hive status` count the same."""
+    stuck = [agent for agent in agents if agent.name in status.stuck]
+    known = {agent.name for agent in agents}
     return Needs(
         approvals=sorted((p for p in approvals if p.state == "pending"), key=lambda p: p.id),
         questions=sorted((q for q in questions if q.state == "open"), key=lambda q: q.id),
-        crashed=[agent for agent in agents if _sort(agent, hold) == "crashed"],
-        held=[agent for agent in agents if _sort(agent, hold) == "held"],
-        troubled=[agent for agent in agents if _sort(agent, hold) == "troubled"],
-        hold=hold,
+        crashed=[agent for agent in stuck if agent.state == "crashed"],
+        held=[agent for agent in agents if agent.name in status.held],
+        troubled=[agent for agent in stuck if agent.state != "crashed"],
+        gone=[name for name in status.stuck if name not in known],
+        hold=status.hold,
     )
-
-
-def count_needs(status: HiveStatus, agents: Sequence[Agent]) -> int:
-    """The same count without the lists themselves."""
-    stuck = sum(1 for agent in agents if _sort(agent, status.hold))
-    return status.approvals_pending + status.questions_open + stuck + (status.hold is not None)
 
 
 def by_need(agents: Iterable[Agent]) -> list[Agent]:

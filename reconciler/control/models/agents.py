@@ -268,7 +268,9 @@ class DatabaseSize(Model):
 
 class HiveStatus(Model):
     """The hive at a glance. `troubles` of hived itself, in words with the remedy. `hold`: the whole hive is
-    frozen (it counts as one thing that needs the operator)."""
+    frozen. It counts as one thing that needs the operator, as does each of `held` (agents with a hold of
+    their own) and of `stuck` (crashed, or no pass brings them to what they should be); no agent is in
+    both."""
 
     version: str
     platform: Literal["bare", "nixos"]
@@ -287,3 +289,5 @@ class HiveStatus(Model):
     pruned_at: str | None = None
     troubles: list[str] = Field(default_factory=list)
     hold: Hold | None = None
+    held: list[str] = Field(default_factory=list)
+    stuck: list[str] = Field(default_factory=list)
