@@ -73,6 +73,7 @@ def disk_facts(config: Config, agents: tuple[AgentRow, ...]) -> Facts:
         space=tuple(_space(config)),
         programs={name: shutil.which(name, path=PATH) for name in PROGRAMS},
         file_system=_file_system(state),
+        store_file_system=_file_system(Path("/nix/store")),
         user_namespaces=_number("/proc/sys/user/max_user_namespaces"),
         credential=_credential(config),
     )

@@ -119,6 +119,7 @@ class Facts:
     programs: Mapping[str, str | None] = field(default_factory=dict)
     versions: Mapping[str, str | None] = field(default_factory=dict)
     file_system: str = ""
+    store_file_system: str = ""
     user_namespaces: int | None = None
     others_may_make_them: bool | None = None
     enforced: Mapping[str, tuple[str, ...]] | None = None

@@ -133,6 +133,13 @@ def file_system(facts: Facts) -> Finding:
             f"the state lies on {kind}, which has no id-mapped mounts",
             "move it to ext4, xfs or btrfs",
         )
+    if facts.store_file_system in _NO_ID_MAPS:
+        return Finding(
+            "warn",
+            f"/nix/store lies on {facts.store_file_system}, which has no id-mapped mounts: agents' roots may "
+            "not start from it",
+            "move /nix to ext4, xfs or btrfs",
+        )
     if kind in _FORGETS:
         return Finding("warn", f"the state lies on {kind} and is gone after a reboot", "move it to a disk")
     return Finding("ok", f"the state lies on {kind}") if kind else unknown("the mount table does not say")

@@ -90,6 +90,7 @@ BROKEN: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("user-namespaces", {"others_may_make_them": False}, "fail", "build user", "unprivileged_userns_clone"),
     ("file-system", {"file_system": "nfs4"}, "fail", "locks", "ext4"),
     ("file-system", {"file_system": "overlay"}, "fail", "id-mapped", "ext4"),
+    ("file-system", {"store_file_system": "overlay"}, "warn", "/nix/store", "move /nix"),
     ("file-system", {"file_system": "tmpfs"}, "warn", "reboot", "disk"),
     ("space", {"space": room(free=100 << 20)}, "fail", "100 of", "nix-collect-garbage"),
     ("space", {"space": room(free=1 * GIB)}, "warn", "1024 of", "make room soon"),
