@@ -296,6 +296,7 @@ class AgentService:
             before = await fleet.agent(tx, name)
             if before["desired"] == Desired.DESTROYED and desired is not Desired.DESTROYED:
                 raise _destroyed(name)
+            _not_held_by_people(actor, before)
             await fleet.set_desired(tx, name, desired)
             await tx.audit(actor.name, f"agent.{verb}", name, note=request.note)
             await tx.emit("agent.state", name, desired=str(desired))
@@ -311,6 +312,7 @@ class AgentService:
             row = await fleet.agent(tx, name)
             if row["desired"] == Desired.DESTROYED:
                 raise _destroyed(name)
+            _not_held_by_people(actor, row)
             if row["desired"] != Desired.RUNNING:
                 raise OperatorError(
                     f"{name} is {row['desired']}", code="conflict", hint=f"`hive start {name}`"
@@ -403,3 +405,13 @@ def _no_room(db: Database) -> str:
         f"cannot write {db.path} since {since}: the disk is full; make room, and it goes on by itself "
         "(agents at work go on, nothing is lost)"
     )
+
+
+def _not_held_by_people(actor: Actor, row: Row) -> None:
+    """What the operator holds stays as it is, for people to look at: the manager may not end it."""
+    if row["held"] and actor.name.startswith("agent:"):
+        raise OperatorError(
+            f"the operator holds {row['name']}",
+            code="conflict",
+            hint="ask the operator; a hold is theirs alone",
+        )

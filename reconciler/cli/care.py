@@ -140,7 +140,7 @@ def doctor(options: Namespace, console: Console) -> int:
     hive = Hive()
     try:
         if options.repair:
-            health = hive.post("/doctor/repair", deadline_s=PLAN_S)
+            health = hive.post("/doctor/repair", {"dry_run": options.dry_run}, deadline_s=PLAN_S)
         else:
             health = hive.get("/doctor", deadline_s=PLAN_S)
     except Unreachable as away:

@@ -404,6 +404,7 @@ _HOST = (
         "care:doctor",
         (
             switch("--repair", about="first make anew what is only a picture of the rows"),
+            switch("--dry-run", about="with --repair: only check"),
             switch("--all", about="show also what is well"),
         ),
         (("hive doctor --json | jq '.items[] | select(.status == \"fail\")'", "for a monitor"),),

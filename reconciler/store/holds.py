@@ -52,8 +52,10 @@ async def lift(tx: Tx, scope: str) -> bool:
     A probe that was under way begins anew: while it was suspended its deadline may have passed.
     """
     done = await tx.run("DELETE FROM holds WHERE scope = ?", scope)
+    if not done.changed:
+        return False
     await tx.run(
         "UPDATE proposals SET activating_at = ?1 WHERE state = 'activating' AND ?2 IN (agent, '*')",
         *(tx.now, scope),
     )
-    return done.changed > 0
+    return True

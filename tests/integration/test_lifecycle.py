@@ -276,8 +276,8 @@ async def test_what_is_purged_in_the_same_moment_is_not_revived(world: World) ->
     assert await world.all("SELECT desired, purge_wanted FROM agents") == [("destroyed", 1)]
 
 
-async def test_what_is_destroyed_in_the_same_moment_is_neither_started_nor_rolled_back(world: World) -> None:
-    await world.agent("scout", generations={1: "deployed", 2: "deployed"})
+def refusing_agents(world: World) -> AgentService:
+    """What is refused needs nobody but the store."""
     others: dict[str, Any] = dict.fromkeys(
         (
             "config", "containers", "look", "look_all", "presence", "voice", "approvals", "spending", "wake",
@@ -285,7 +285,22 @@ async def test_what_is_destroyed_in_the_same_moment_is_neither_started_nor_rolle
         ),
         None,
     )  # fmt: skip
-    agents = AgentService(store=world.store, **others)  # what is refused needs nobody else
+    return AgentService(store=world.store, **others)
+
+
+async def test_the_manager_may_not_end_what_the_operator_holds(world: World) -> None:
+    await world.agent("scout")
+    await world.service.hold(OPERATOR, "scout", api.Act())
+    agents, manager = refusing_agents(world), Actor("agent:hm1nd", UserRole.OPERATOR)
+    for act in (agents.stop, agents.restart, agents.start):
+        with pytest.raises(OperatorError, match="the operator holds scout"):
+            await act(manager, "scout", api.Act())
+    assert await world.all("SELECT desired FROM agents") == [("running",)]
+
+
+async def test_what_is_destroyed_in_the_same_moment_is_neither_started_nor_rolled_back(world: World) -> None:
+    await world.agent("scout", generations={1: "deployed", 2: "deployed"})
+    agents = refusing_agents(world)
     destroyed, *refused = await together(
         world,
         world.destroy("scout"),
