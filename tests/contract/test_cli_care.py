@@ -226,7 +226,8 @@ async def test_warnings_alone_are_allowed_and_all_shows_what_is_well(services: F
 async def test_a_repair_is_asked_for_by_name(services: FakeServices) -> None:
     await hive("doctor")
     await hive("doctor", "--repair")
-    assert [arguments[1] for _, arguments in services.doctor.calls] == [False, True]
+    await hive("doctor", "--repair", "--dry-run")
+    assert [arguments[1] for _, arguments in services.doctor.calls] == [False, True, False]
 
 
 async def test_without_hived_the_doctor_looks_at_the_disk_and_says_so(place: Path) -> None:
