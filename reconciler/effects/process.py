@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import pwd
-import re
 import shutil
 import signal
 import subprocess
@@ -33,7 +32,7 @@ BASE_ENVIRONMENT = {"PATH": PATH, "LANG": "C.UTF-8"}
 # After the leader's end: how long reading its output may take (a slow log sink), and SIGKILL to bite.
 _DRAIN_S = 5.0
 _KILL_S = 5.0
-_NO_ROOM = re.compile(r"[^\n]*(?:No space left on device|Disk quota exceeded|database or disk is full)[^\n]*")
+_NO_ROOM = ("No space left on device", "Disk quota exceeded", "database or disk is full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +124,15 @@ async def run(
     line_max: int = LINE_CHARACTERS,
     accept: Container[int] = (0,),
     umask: int = 0o022,
+    hostile: bool = False,
 ) -> Completed:
     """Run a program to its end and return its output.
 
     `env` is the whole environment but for PATH and LANG, which it may replace. `stdin` is bytes or a file,
     else /dev/null. `user` (a name, or uid and gid) drops to that user without groups, capabilities or new
     privileges. `log` gets each line of standard error as it comes (`line_max` characters at most); a slow
-    sink slows the program.
+    sink slows the program. `hostile`: an agent chooses what it says, so what it says of the disk proves
+    nothing.
 
     Raises `CommandError` with code `command-failed` (status not in `accept`), `command-timeout` or
     `output-too-large` (more than `max_stdout`, `max_stderr` bytes), `DiskFullError` if it says so,
@@ -171,11 +172,20 @@ async def run(
     if timed_out:
         raise CommandError(record, code="command-timeout")
     # What it says is all there is to see: its status is the same for any trouble.
-    if full := _NO_ROOM.search(record.stderr_tail) or _NO_ROOM.search(record.stdout_tail):
-        raise DiskFullError(f"{words[0]} could not write: {full[0].strip()[:300]}")
+    if not hostile and (full := _no_room(record.stderr_tail) or _no_room(record.stdout_tail)):
+        raise DiskFullError(f"{words[0]} could not write: {full}")
     raise CommandError(
         record, code="output-too-large" if out.overflowed or err.overflowed else "command-failed"
     )
+
+
+def _no_room(text: str) -> str | None:
+    """The line that tells of a full disk, 300 characters at most; in linear time, whatever the text is."""
+    for words in _NO_ROOM:
+        if (at := text.find(words)) >= 0:
+            begin = max(text.rfind("\n", 0, at) + 1, at - 200)
+            return text[begin : begin + 300].partition("\n")[0].strip()
+    return None
 
 
 def identity(user: str | tuple[int, int]) -> tuple[int, int]:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.effects import process
 from reconciler.effects.process import Rlimits, run
-from reconciler.errors import CommandError, PermanentError
+from reconciler.errors import CommandError, DiskFullError, PermanentError
 
 pytestmark = pytest.mark.asyncio
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="dropping to another user needs root")
@@ -147,3 +148,17 @@ async def test_a_dropped_user_has_no_group_capability_or_new_privilege() -> None
     lines = done.text.split()
     assert lines[:2] == ["54321", "54322"]
     assert lines[2:] == ["CapInh:", "0" * 16, "CapEff:", "0" * 16, "NoNewPrivs:", "1"]
+
+
+async def test_a_full_disk_is_told_from_other_failures_unless_an_agent_chose_the_words() -> None:
+    words = ["/bin/sh", "-c", "echo 'cp: x: No space left on device' >&2; exit 1"]
+    with pytest.raises(DiskFullError, match="cp: x: No space left"):
+        await process.run(words, timeout_s=10)
+    with pytest.raises(CommandError):
+        await process.run(words, timeout_s=10, hostile=True)
+
+
+async def test_a_long_line_is_looked_through_in_linear_time() -> None:
+    """A pattern that began at each character took 20 s for the output of one hostile tree."""
+    assert process._no_room("x" * 8_000_000) is None
+    assert process._no_room("y" * 8_000_000 + "No space left on device") is not None

@@ -230,6 +230,7 @@ class RealNix:
                 rlimits=limits,
                 max_stdout=_MAX_JSON_BYTES,
                 max_stderr=_MAX_MESSAGES_BYTES,
+                hostile=True,
             )
         except CommandError as error:
             raise _evaluation_error(error, deadline) from error
