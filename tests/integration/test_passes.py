@@ -311,7 +311,12 @@ async def test_a_world_that_cannot_be_read_ends_nothing_and_is_read_when_it_is_b
             raise TemporaryError("the bus is away")
         return await real()
 
+    async def sleep(seconds: float) -> None:  # full reads without a pause would hinder each other
+        bench.clock.at += seconds
+        await asyncio.sleep(0.05)
+
     bench.containers.statuses = statuses  # type: ignore[method-assign]
+    bench.clock.sleep = sleep  # type: ignore[method-assign]
     running = asyncio.create_task(bench.passes.run())
     async with asyncio.timeout(20):
         await bench.passes.first_read.wait()
