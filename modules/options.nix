@@ -171,7 +171,11 @@ in
       readySeconds = seconds 180 "From the start of a new generation until it takes messages.";
       examineSeconds = seconds 20 "For evaluating a proposal.";
       buildSeconds = seconds 1800 "For building an agent.";
-      resyncSeconds = seconds 10 "Between two full looks at every agent.";
+      resyncSeconds = mkOption {
+        type = types.numbers.between 0.1 3600;
+        default = 10;
+        description = "Between two full looks at every agent.";
+      };
     };
 
     # What is in use, or was approved, is kept whatever its age; the audit chain and proposals are never pruned.

@@ -47,15 +47,20 @@ class Harness(_Part):
     venv: str = "/opt/hyperhive/.venv-harness"
 
 
+# Full reads without a pause would leave nobody else any time; with too long a one, what no signal
+# told of would stay as it is.
+RESYNC_LEAST_S, RESYNC_MOST_S = 0.1, 3600.0
+
+
 class Timeouts(_Part):
     """Deadlines in seconds. From its start a new generation has `hello_s` to say hello and `ready_s` to take
-    messages."""
+    messages. Every `resync_s` all agents are looked at, whatever nobody was told of."""
 
     hello_s: Annotated[float, Field(gt=0)] = 20.0
     ready_s: Annotated[float, Field(gt=0)] = 180.0
     examine_s: Annotated[float, Field(gt=0)] = 20.0
     build_s: Annotated[float, Field(gt=0)] = 1800.0
-    resync_s: Annotated[float, Field(gt=0)] = 10.0
+    resync_s: Annotated[float, Field(ge=RESYNC_LEAST_S, le=RESYNC_MOST_S)] = 10.0
 
 
 Days = Annotated[int, Field(ge=1, le=3650)]

@@ -133,9 +133,19 @@ class Passes:
         self.wake(name)
 
     def _later(self, name: AgentName, delay_s: float) -> None:
-        if (old := self._timers.pop(name, None)) is not None:
+        """Wake it in `delay_s` seconds, or when it was to be woken before that: who wishes for a later time
+        again and again must not put off for ever what is due."""
+        loop = asyncio.get_running_loop()
+        old = self._timers.get(name)
+        if old is not None and old.when() <= loop.time() + delay_s:
+            return
+        if old is not None:
             old.cancel()
-        self._timers[name] = asyncio.get_running_loop().call_later(delay_s, self.wake, name)
+        self._timers[name] = loop.call_later(delay_s, self._due, name)
+
+    def _due(self, name: AgentName) -> None:
+        self._timers.pop(name, None)
+        self.wake(name)
 
     async def run(self) -> None:
         """Work until cancelled."""

@@ -731,6 +731,10 @@ async def test_a_configuration_is_checked_without_a_hive(tmp_path: Path) -> None
     file.write_text('{"ui_port": "seven"}')
     ran = await hive("check-config", str(file), "--json")
     assert (ran.status, "ui_port" in ran.json["error"]["message"]) == (1, True)
+    file.write_text('{"timeouts": {"resync_s": 0.01}}')
+    ran = await hive("check-config", str(file), "--json")
+    told = "timeouts.resync_s: Input should be greater than or equal to 0.1"
+    assert (ran.status, told in ran.json["error"]["message"]) == (1, True)
     assert (await hive("check-config", str(tmp_path / "missing"))).status == 1
 
 

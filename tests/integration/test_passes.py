@@ -311,12 +311,7 @@ async def test_a_world_that_cannot_be_read_ends_nothing_and_is_read_when_it_is_b
             raise TemporaryError("the bus is away")
         return await real()
 
-    async def sleep(seconds: float) -> None:  # full reads without a pause would hinder each other
-        bench.clock.at += seconds
-        await asyncio.sleep(0.05)
-
     bench.containers.statuses = statuses  # type: ignore[method-assign]
-    bench.clock.sleep = sleep  # type: ignore[method-assign]
     running = asyncio.create_task(bench.passes.run())
     async with asyncio.timeout(20):
         await bench.passes.first_read.wait()
@@ -327,6 +322,21 @@ async def test_a_world_that_cannot_be_read_ends_nothing_and_is_read_when_it_is_b
             await asyncio.sleep(0.01)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.asyncio
+async def test_what_is_due_is_not_put_off_by_a_later_wish_but_brought_forward_by_an_earlier_one(
+    bench: PassBench,
+) -> None:
+    passes = bench.passes
+    passes._later(SMITH, 3600)
+    passes._later(SMITH, 0.01)
+    passes._later(SMITH, 3600)
+    await until(lambda: SMITH in passes._queue)
+    assert passes._timers == {}, "what was due is over"
+    passes._later(SMITH, 3600)
+    assert passes._timers.keys() == {SMITH}, "the next wish is a new one"
+    passes._timers[SMITH].cancel()
 
 
 @pytest.mark.asyncio
