@@ -70,6 +70,7 @@ class Examiner:
         self._trees = Path(config.state_dir) / "trees"
         self._slots = asyncio.Semaphore(PARALLEL)
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._running: set[int] = set()
 
     # ------------------------------------------------------------------------------------------- running
     def begin(self, proposal: int) -> None:
@@ -81,7 +82,7 @@ class Examiner:
 
     def is_running(self, proposal: int) -> bool:
         """Whether this process examines it now."""
-        return proposal in self._tasks
+        return proposal in self._tasks or proposal in self._running
 
     async def settled(self) -> None:
         """Wait until nothing is being examined."""
@@ -98,12 +99,16 @@ class Examiner:
     async def run(self, proposal: int) -> None:
         """Examine to the end. Does not raise for what is wrong with the proposal: that is its outcome. A full
         disk says nothing about it: it waits for room."""
-        while True:
-            try:
-                return await self._run(proposal)
-            except DiskFullError as error:
-                log.warning("examination.later", proposal=proposal, error=error.message)
-                await self._clock.sleep(error.after_s)
+        self._running.add(proposal)
+        try:
+            while True:
+                try:
+                    return await self._run(proposal)
+                except DiskFullError as error:
+                    log.warning("examination.later", proposal=proposal, error=error.message)
+                    await self._clock.sleep(error.after_s)
+        finally:
+            self._running.discard(proposal)
 
     async def _run(self, proposal: int) -> None:
         try:

@@ -151,43 +151,13 @@ class Proposing:
         await self.arrive(number, name, commit, None)
         return await self._proposed(number)
 
-    # ------------------------------------------------------------------------------------------- after a
-    # crash
-    async def resume(self) -> None:
-        """Go on with what has arrived; what has not ends as invalid, with the reason."""
-        for row in await proposals.in_state(self._store.state, ProposalState.EXAMINING):
-            pinned = f"proposal/{row.id}" in await self._git.tags(row.agent)
-            if not pinned and row.requested_by == OPERATOR and await self._git.exists(row.agent, row.commit):
-                await self._git.pin(row.agent, f"proposal/{row.id}", row.commit)
-                pinned = True
-            if pinned:
-                self._examiner.begin(row.id)
-            else:
-                why = "hived was restarted before the commit had arrived"
-                await self._examiner.invalidate(row.id, InvalidError(why, hint="propose it again"))
-        await asyncio.to_thread(self._sweep, await self._needed())
-
     def discard_staged(self, proposal: int) -> None:
         """The proposal ended without an agent: its staged state is of no use."""
         self.staged(proposal).unlink(missing_ok=True)
 
-    async def _needed(self) -> set[str]:
-        alive = set()
-        for state in ProposalState:
-            if state in {ProposalState.EXAMINING, ProposalState.PENDING, ProposalState.APPROVED,
-                         ProposalState.BUILDING, ProposalState.ACTIVATING}:  # fmt: skip
-                rows = await proposals.in_state(self._store.state, state)
-                alive |= {self.staged(row.id).name for row in rows}
-        return alive
-
-    def _sweep(self, needed: set[str]) -> None:
-        """Remove what a killed hived left: trees of examinations, staged states of ended proposals."""
-        for tree in (Path(self._config.state_dir) / "trees").glob("examine-*"):
-            if not self._examiner.is_running(int(tree.name.split("-")[1])):
-                shutil.rmtree(tree, ignore_errors=True)
-        for tar in self._staged.glob("*.tar*"):
-            if tar.name not in needed:
-                tar.unlink(missing_ok=True)
+    def is_arriving(self, proposal: int) -> bool:
+        """Whether its commit is being taken in just now."""
+        return proposal in self._arriving
 
     # ------------------------------------------------------------------------------------------- inner
     async def _asking(self, tx: Tx, agent: AgentName) -> AgentRow:
@@ -269,7 +239,8 @@ class Proposing:
         self, number: int, name: AgentName, commit: Commit, take: Callable[[], Awaitable[None]] | None
     ) -> None:
         """Take the commit in, pin it, and begin its examination; what cannot be taken ends as invalid.
-        Without room for it the proposal stays as it is: who asks again goes on with it."""
+        Without room for it the proposal stays as it is: who asks again goes on with it; if nobody does,
+        `Resuming`."""
         self._arriving.add(number)
         try:
             if take is not None:
@@ -306,11 +277,15 @@ class Proposing:
             self._staged.mkdir(parents=True, exist_ok=True, mode=0o700)
             part = target.with_suffix(".tar.part")
             private = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-            with state.open("rb") as source, os.fdopen(private, "wb") as sink:
-                shutil.copyfileobj(source, sink)
-                sink.flush()
-                os.fsync(sink.fileno())
-            part.rename(target)
+            try:
+                with state.open("rb") as source, os.fdopen(private, "wb") as sink:
+                    shutil.copyfileobj(source, sink)
+                    sink.flush()
+                    os.fsync(sink.fileno())
+                part.rename(target)
+            except OSError:
+                part.unlink()  # where there was no room it must not take any
+                raise
 
         await asyncio.to_thread(copy)
         digest, files = await self._host_files.freeze_state(target)

@@ -18,6 +18,7 @@ from reconciler.approvals.examination import Examiner
 from reconciler.approvals.own import OwnProposals
 from reconciler.approvals.proposing import Proposing
 from reconciler.approvals.rehearsal import Rehearsal
+from reconciler.approvals.resuming import Resuming
 from reconciler.approvals.voice import Voice
 from reconciler.config import Config
 from reconciler.control import models as api
@@ -69,18 +70,23 @@ class ApprovalService:
             config=config,
             examiner=self.examiner,
         )
+        self._resuming = Resuming(
+            store=store, git=git, config=config, clock=clock, examiner=self.examiner,
+            proposing=self._proposing,
+        )  # fmt: skip
         self._decisions = Decisions(store=store, examiner=self.examiner, proposing=self._proposing, wake=wake)
         self._own = OwnProposals(store=store, git=git, config=config, proposing=self._proposing)
         self._rehearsal = Rehearsal(store, self.examiner, self._own, self._decisions)
 
     async def resume(self) -> None:
         """Continue examinations that a crash interrupted, and clear away what it left."""
-        await self._proposing.resume()
+        await self._resuming.start()
 
     async def run(self) -> None:
-        """Look for pushed commits, until cancelled."""
+        """Look for pushed commits, and for proposals that nobody examines, until cancelled."""
         while True:
             await self._clock.sleep(self._scan_s)
+            await self._resuming.look()
             for row in await agents.existing(self._store.state):
                 try:
                     await self.scan(AgentName(row["name"]))

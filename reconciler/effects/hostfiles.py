@@ -89,6 +89,7 @@ class RealHostFiles:
             stdin=tar,
             user=(owner, owner),
             rlimits=_LIMITS,
+            room_in=(target,),
         )
         await asyncio.to_thread(_write, marker, digest)
 
@@ -96,7 +97,8 @@ class RealHostFiles:
         """Remove both trees. rm(1) follows no link and does not mind how deep a hostile tree is."""
         for path in (self._agents / name, self._sockets / name):
             if path.exists():
-                await process.run(["rm", "-rf", "--one-file-system", "--", path], timeout_s=_REMOVE_S)
+                argv: list[str | Path] = ["rm", "-rf", "--one-file-system", "--", path]
+                await process.run(argv, timeout_s=_REMOVE_S, room_in=())
 
     def _recorded_base(self, name: AgentName) -> int | None:
         try:

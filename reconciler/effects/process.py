@@ -33,6 +33,9 @@ BASE_ENVIRONMENT = {"PATH": PATH, "LANG": "C.UTF-8"}
 _DRAIN_S = 5.0
 _KILL_S = 5.0
 _NO_ROOM = ("No space left on device", "Disk quota exceeded", "database or disk is full")
+# Less than this is too little for what programs with something to hide write: a pack, a root of the store.
+SHORT_BYTES = 1024 * MIB
+SHORT_FILES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +127,16 @@ async def run(
     line_max: int = LINE_CHARACTERS,
     accept: Container[int] = (0,),
     umask: int = 0o022,
-    hostile: bool = False,
+    room_in: Sequence[Path] | None = None,
 ) -> Completed:
     """Run a program to its end and return its output.
 
     `env` is the whole environment but for PATH and LANG, which it may replace. `stdin` is bytes or a file,
     else /dev/null. `user` (a name, or uid and gid) drops to that user without groups, capabilities or new
     privileges. `log` gets each line of standard error as it comes (`line_max` characters at most); a slow
-    sink slows the program. `hostile`: an agent chooses what it says, so what it says of the disk proves
-    nothing.
+    sink slows the program. `room_in`: an agent has a say in what it prints, so its words of a full disk count
+    only if one of these paths, where it writes, lies on a file system that is short of room; None: it is
+    believed.
 
     Raises `CommandError` with code `command-failed` (status not in `accept`), `command-timeout` or
     `output-too-large` (more than `max_stdout`, `max_stderr` bytes), `DiskFullError` if it says so,
@@ -172,7 +176,8 @@ async def run(
     if timed_out:
         raise CommandError(record, code="command-timeout")
     # What it says is all there is to see: its status is the same for any trouble.
-    if not hostile and (full := _no_room(record.stderr_tail) or _no_room(record.stdout_tail)):
+    full = _no_room(record.stderr_tail) or _no_room(record.stdout_tail)
+    if full and (room_in is None or any(_is_short(path) for path in room_in)):
         raise DiskFullError(f"{words[0]} could not write: {full}")
     raise CommandError(
         record, code="output-too-large" if out.overflowed or err.overflowed else "command-failed"
@@ -186,6 +191,14 @@ def _no_room(text: str) -> str | None:
             begin = max(text.rfind("\n", 0, at) + 1, at - 200)
             return text[begin : begin + 300].partition("\n")[0].strip()
     return None
+
+
+def _is_short(path: Path) -> bool:
+    """Whether the file system of a path, or of its nearest parent that is there, has next to no room."""
+    there = next(place for place in (path, *path.parents) if place.exists())
+    room = os.statvfs(there)
+    few_files = room.f_files > 0 and room.f_favail < SHORT_FILES  # some file systems do not count them
+    return room.f_bavail * room.f_frsize < SHORT_BYTES or few_files
 
 
 def identity(user: str | tuple[int, int]) -> tuple[int, int]:

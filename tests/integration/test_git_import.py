@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest_asyncio
 
 from reconciler.effects.git import GitRepositories, quarantine
 from reconciler.effects.git.quarantine import Quarantine
-from reconciler.errors import InvalidError, OperatorError, TemporaryError
+from reconciler.errors import DiskFullError, InvalidError, OperatorError, TemporaryError
 from reconciler.model.names import AgentName, Commit
 from tests.fakes.unixhttp import until
 from tests.integration.hostile import EMPTY, NOBODY, Agent
@@ -313,3 +314,32 @@ async def test_bundles_that_take_long_keep_their_own_agent_waiting_and_nobody_el
     ends = await asyncio.gather(*imports, return_exceptions=True)
     assert [str(end) for end in ends] == ["it took long"] * 4
     assert sorted(looked_at) == sorted([*commits, other])
+
+
+@pytest.fixture
+def small(place: Path) -> Iterator[Path]:
+    """A file system with little room."""
+    path = place / "small"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k,mode=711", "small", path], check=True)
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+@pytest.mark.parametrize("is_full", [True, False])
+async def test_git_found_no_room_is_believed_only_where_there_is_none(
+    place: Path, small: Path, agent: Agent, is_full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle that finds no room is offered again; one that only makes git say so is refused."""
+    trees = small if is_full else place / "trees"
+    if not is_full:
+        lie = ["/bin/sh", "-c", "echo 'fatal: write error: No space left on device' >&2; exit 128"]
+        monkeypatch.setattr(quarantine._Case, "_confined", lambda case, argv: lie)
+    found = GitRepositories(place, Quarantine(trees, NOBODY))
+    await found.create(SMITH, {"agent.nix": "{ }\n"}, author="test", message="first")
+    commit = agent.files({**FILES, "noise": os.urandom(300_000)})
+    bundle = agent.bundle(commit)
+    with pytest.raises(DiskFullError if is_full else InvalidError, match="No space left on device"):
+        await found.import_bundle(SMITH, bundle, Commit(commit))
+    assert list(trees.iterdir()) == []
+    found.close()

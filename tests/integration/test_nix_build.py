@@ -128,6 +128,23 @@ async def test_a_failing_build_is_an_error_with_its_log(private: PrivateNix) -> 
     assert any("on fire" in line for line in lines)
 
 
+async def test_a_build_that_says_that_the_disk_is_full_is_not_believed_where_there_is_room(
+    private: PrivateNix,
+) -> None:
+    """Else it would be tried again without end."""
+    effect = private.effect()
+    liar = private.path / "liar"
+    (liar / "bare").mkdir(parents=True, exist_ok=True)
+    (liar / "bare/build.nix").write_text(
+        '{ name, specFile }: derivation { name = "hive-${name}"; system = builtins.currentSystem; '
+        'builder = "/bin/sh"; args = [ "-c" "echo cp: x: No space left on device >&2; exit 1" ]; }'
+    )
+    effect._modules = liar
+    with pytest.raises(CommandError) as failed:
+        await effect.build(SCOUT, NOWHERE, spec(), ignore)
+    assert "No space left on device" in failed.value.record.stderr_tail
+
+
 async def test_a_build_past_its_deadline_is_an_error_and_its_builder_is_gone(private: PrivateNix) -> None:
     effect = private.effect(build_s=1.0)
     slow = private.path / "slow"

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -150,12 +151,40 @@ async def test_a_dropped_user_has_no_group_capability_or_new_privilege() -> None
     assert lines[2:] == ["CapInh:", "0" * 16, "CapEff:", "0" * 16, "NoNewPrivs:", "1"]
 
 
-async def test_a_full_disk_is_told_from_other_failures_unless_an_agent_chose_the_words() -> None:
-    words = ["/bin/sh", "-c", "echo 'cp: x: No space left on device' >&2; exit 1"]
+SAYS_FULL = ["/bin/sh", "-c", "echo 'cp: x: No space left on device' >&2; exit 1"]
+
+
+async def test_a_full_disk_is_told_from_other_failures() -> None:
     with pytest.raises(DiskFullError, match="cp: x: No space left"):
-        await process.run(words, timeout_s=10)
-    with pytest.raises(CommandError):
-        await process.run(words, timeout_s=10, hostile=True)
+        await process.run(SAYS_FULL, timeout_s=10)
+
+
+@pytest.mark.parametrize("short", ["", "bytes", "files"])
+async def test_words_of_an_agent_about_the_disk_count_only_where_it_is_short_of_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: str
+) -> None:
+    asked: list[Path] = []
+
+    def room(path: Path) -> SimpleNamespace:
+        asked.append(path)
+        free = 100 if short == "bytes" else 1 << 40
+        files = 100 if short == "files" else 1 << 30
+        return SimpleNamespace(f_bavail=free, f_frsize=1, f_files=1 << 31, f_favail=files)
+
+    monkeypatch.setattr(os, "statvfs", room)
+    with pytest.raises(CommandError) as caught:
+        await process.run(SAYS_FULL, timeout_s=10, room_in=())
+    assert caught.value.code == "command-failed"
+    with pytest.raises(DiskFullError if short else CommandError):
+        await process.run(SAYS_FULL, timeout_s=10, room_in=(tmp_path / "not/yet/there",))
+    assert asked == [tmp_path]
+
+
+async def test_what_a_console_says_of_the_disk_does_not_hide_that_it_says_too_much() -> None:
+    words = ["/bin/sh", "-c", "yes 'No space left on device' | head -c 200000"]
+    with pytest.raises(CommandError) as caught:
+        await process.run(words, timeout_s=10, max_stdout=100_000, room_in=())
+    assert caught.value.code == "output-too-large"
 
 
 async def test_a_long_line_is_looked_through_in_linear_time() -> None:

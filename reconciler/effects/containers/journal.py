@@ -32,7 +32,7 @@ async def last_lines(invocation: str, lines: int, *, over: bool) -> Sequence[str
                     f"_SYSTEMD_INVOCATION_ID={invocation}",
                 ],
                 timeout_s=_TIMEOUT_S,
-                max_stdout=_MAX_BYTES,
+                max_stdout=_MAX_BYTES, room_in=(),
             )  # fmt: skip
         except CommandError as error:
             if error.code != "output-too-large" or lines <= 1:

@@ -70,4 +70,5 @@ async def git(
         accept=accept,
         max_stdout=max_stdout,
         umask=0o077,
+        room_in=(repository,),
     )

@@ -148,7 +148,7 @@ class _Case:
         try:
             done = await run(
                 command(box, words), timeout_s=STEP_S, stdin=pack, user=self._user, rlimits=LIMITS,
-                max_stdout=64 * 1024, max_stderr=64 * 1024,
+                max_stdout=64 * 1024, max_stderr=64 * 1024, room_in=(),
             )  # fmt: skip
         except CommandError as error:
             raise _refused(f"its pack could not be read: {_reason(error)}") from error
@@ -293,6 +293,7 @@ class _Case:
                 max_stdout=max_stdout,
                 max_stderr=MIB,
                 umask=0o077,
+                room_in=(self._work,),
             )
         except CommandError as error:
             if error.code == "output-too-large" and arguments[0] == "ls-tree":

@@ -148,6 +148,7 @@ class RealNix:
                 max_stderr=_MAX_LOG_BYTES,
                 log=output.take,
                 line_max=LINE_BYTES,
+                room_in=(directory, *self._store_places()),
             )
         except CommandError as error:
             if error.code == "output-too-large":
@@ -230,11 +231,17 @@ class RealNix:
                 rlimits=limits,
                 max_stdout=_MAX_JSON_BYTES,
                 max_stderr=_MAX_MESSAGES_BYTES,
-                hostile=True,
+                room_in=(),  # it can write nothing but a scratch file system of its own
             )
         except CommandError as error:
             raise _evaluation_error(error, deadline) from error
         return done.text
+
+    def _store_places(self) -> Sequence[Path]:
+        """Where the daemon writes for a build: the store, its database, and where it builds."""
+        store = self._environment.get("NIX_STORE_DIR", "/nix/store")
+        state = self._environment.get("NIX_STATE_DIR", "/nix/var/nix")
+        return (Path(store), Path(state), Path("/tmp"))  # noqa: S108 - the daemon's default
 
     @contextlib.contextmanager
     def _client_directory(self) -> Iterator[tuple[Path, dict[str, str]]]:
