@@ -67,8 +67,7 @@ class Fleet:
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         spec = Spec().model_dump(mode="json") | {"send": {"allow": list(self.allow)}}
         for number in range(self.count):
-            name, base = name_of(number), FIRST_BASE + number * 65_536
-            path = f"/nix/store/{number:032x}-hive-{name}"
+            name, base, path = name_of(number), self.base_of(number), self.toplevel_of(number)
             role = "manager" if number == 0 else "agent"
             commit = await self.git.create(
                 name, {"agent.nix": "{ }", "flake.nix": f"# {name}"}, author="t", message="m"
@@ -92,18 +91,31 @@ class Fleet:
             self.nix.store.add(path)
             await self.nix.set_generation(name, 1, path)
             await self.nix.select(name, 1)
-            await self.files.ensure_agent(name, base, manager=number == 0)
-            await self.containers.start(
-                ContainerSpec(
-                    name=name,
-                    toplevel=path,
-                    uid_base=base,
-                    state_dir=self.folder / "state/agents" / name,
-                    run_dir=self.folder / "run/agents" / name,
-                    manager=number == 0,
-                    limits=Limits(),
-                )
+            await self._start(number)
+
+    def base_of(self, number: int) -> int:
+        """The first uid of an agent's range."""
+        return FIRST_BASE + number * 65_536
+
+    def toplevel_of(self, number: int) -> str:
+        """The root of an agent's generation 1."""
+        return f"/nix/store/{number:032x}-hive-{name_of(number)}"
+
+    async def _start(self, number: int) -> None:
+        """Make of a row what a pass would make of it."""
+        name, base, manager = name_of(number), self.base_of(number), number == 0
+        await self.files.ensure_agent(name, base, manager=manager)
+        await self.containers.start(
+            ContainerSpec(
+                name=name,
+                toplevel=self.toplevel_of(number),
+                uid_base=base,
+                state_dir=self.folder / "state/agents" / name,
+                run_dir=self.folder / "run/agents" / name,
+                manager=manager,
+                limits=Limits(),
             )
+        )
 
     def hived(self, containers: Containers | None = None) -> Hived:
         """A hived over this world."""
