@@ -18,6 +18,7 @@ from reconciler.model.template import template_files
 from reconciler.services import Actor
 from reconciler.store import proposals
 from reconciler.store.db import Store, Tx
+from reconciler.store.proposals import ProposalRow
 
 
 class OwnProposals:
@@ -48,7 +49,10 @@ class OwnProposals:
         name = self.checked(request)
         same = await self.same_request(actor, name, request)
         if same is not None:
-            return same
+            await self._git.pin(
+                name, f"proposal/{same.id}", same.commit
+            )  # the first time found no room for it
+            return same.id
         async with self._store.state.transaction() as tx:
             await self._proposing.require_new(tx, name, decides=True)
         patterns = tuple(request.bash_allow)
@@ -70,7 +74,7 @@ class OwnProposals:
         await tx.audit(actor.name, "agent.new", f"agent:{name}", proposal=number, commit=commit)
         return number, fresh
 
-    async def same_request(self, actor: Actor, name: AgentName, request: api.NewAgent) -> int | None:
+    async def same_request(self, actor: Actor, name: AgentName, request: api.NewAgent) -> ProposalRow | None:
         """The unfinished proposal that this very request made before."""
         there = await proposals.open_spawn(self._store.state, name)
         if there is None or there.description != clean_description(request.description):
@@ -80,15 +84,16 @@ class OwnProposals:
         for path, text in template_files(request.role, request.model, request.bash_allow).items():
             if await self._git.read(name, there.commit, path, len(text.encode()) + 1) != text:
                 return None
-        return there.id
+        return there
 
     async def own_commit(self, actor: Actor, request: api.Propose) -> int:
         """A commit that the operator put into the agent's repository; the id of its proposal."""
         await self.check_own(request)
         async with self._store.state.transaction() as tx:
             number, fresh = await self.own_row(tx, actor, request)
-        if fresh:
-            await self._proposing.arrive(number, agent_name(request.agent), commit_id(request.commit), None)
+        name = agent_name(request.agent)
+        if fresh or not await self._proposing.has_arrived(number, name):
+            await self._proposing.arrive(number, name, commit_id(request.commit), None)
         return number
 
     async def check_own(self, request: api.Propose) -> None:

@@ -87,7 +87,7 @@ class Proposing:
                     hint="a new agent is requested with a spawn",
                 )
             number, fresh = await self.row(tx, ProposalKind.APPLY, name, wanted, agent, text)
-        if fresh or not await self._has_arrived(number, name):
+        if fresh or not await self.has_arrived(number, name):
             await self.arrive(number, name, wanted, lambda: self._git.import_bundle(name, bundle, wanted))
         return await self._proposed(number)
 
@@ -111,7 +111,7 @@ class Proposing:
             await self._stage(number, state)
             await self._git.import_bundle(name, bundle, wanted)
 
-        if fresh or not await self._has_arrived(number, name):
+        if fresh or not await self.has_arrived(number, name):
             await self.arrive(number, name, wanted, take)
         return await self._proposed(number)
 
@@ -228,7 +228,7 @@ class Proposing:
         )
         return number, True
 
-    async def _has_arrived(self, number: int, name: AgentName) -> bool:
+    async def has_arrived(self, number: int, name: AgentName) -> bool:
         """Whether a proposal needs nothing more, or somebody else is bringing it."""
         row = await proposals.get(self._store.state, number)
         if row.state is not ProposalState.EXAMINING or number in self._arriving:

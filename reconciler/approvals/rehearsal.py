@@ -43,11 +43,10 @@ class Rehearsal:
         name = self._own.checked(request)
         same = await self._own.same_request(actor, name, request)
         if same is not None:
-            row = await proposals.get(self._store.state, same)
-            if request.approve and row.state is ProposalState.PENDING and row.digest is not None:
-                decision = api.Approve(digest=row.digest, dry_run=True)
-                return await self._decisions.approve(actor, same, decision)
-            return await views.read(self._store.state, same)
+            if request.approve and same.state is ProposalState.PENDING and same.digest is not None:
+                decision = api.Approve(digest=same.digest, dry_run=True)
+                return await self._decisions.approve(actor, same.id, decision)
+            return await views.read(self._store.state, same.id)
 
         async def insert(tx: Tx) -> tuple[int, bool]:
             return await self._own.new_row(tx, actor, name, UNMADE, request)

@@ -84,6 +84,34 @@ async def test_what_hived_has_already_is_examined_when_there_is_room(
         assert await _state(world, SCRIBE) == (number, "pending")
 
 
+async def _own_commit(world: World) -> None:
+    main = await world.git.main(SMITH)
+    assert main is not None
+    commit = await world.git.commit(SMITH, OPUS, parent=main, author="a", message="m")
+    await world.service.propose(ALICE, api.Propose(agent=SMITH, commit=commit))
+
+
+@pytest.mark.parametrize(
+    ("act", "agent", "pins"),
+    [(_own_commit, SMITH, 1), (_new_agent, SCRIBE, 2), (_new_agent_at_once, SCRIBE, 2)],
+)
+async def test_an_operator_who_asks_again_is_served_at_once(
+    tmp_path: Path, act: Callable[[World], Awaitable[None]], agent: AgentName, pins: int
+) -> None:
+    async with _world(tmp_path) as world:
+        world.faults.watch({"git.pin"})
+        world.faults.at(len(world.faults.calls) + pins, "fail", DiskFullError("no room"))
+        with pytest.raises(DiskFullError):
+            await act(world)
+        number, _ = await _state(world, agent)
+        await act(world)
+        await world.settled()
+        found, state = await _state(world, agent)
+        assert found == number
+        assert state in {"pending", "approved"}
+        assert f"proposal/{number}" in await world.git.tags(agent)
+
+
 async def test_a_push_that_found_no_room_is_examined_later(tmp_path: Path) -> None:
     async with _world(tmp_path) as world:
         main = await world.git.main(SMITH)

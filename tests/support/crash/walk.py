@@ -21,6 +21,7 @@ from tests.support.crash.world import World, copy_world
 
 PARALLEL = 3
 CHAIN_MAX = 6
+ACT_S = 120.0
 
 
 @dataclass
@@ -84,7 +85,11 @@ async def play(ground: Ground, scenario: Scenario, faults: Sequence[Fault] = ())
         if scenario.before is not None:
             await scenario.before(world)
         world.arm()
-        await scenario.act(world)
+        try:
+            async with asyncio.timeout(ACT_S):  # each call is bounded, but not who asks again and again
+                await scenario.act(world)
+        except TimeoutError:
+            raise AssertionError(f"it does not come to pass\n{world.log()}") from None
         await world.at_rest(scenario.done)
         world.kill()
         check_laws(world)
