@@ -122,8 +122,8 @@ class Applier:
             case Kind.CLEAR:
                 await self._voice.harness_gone(name)
                 await self._containers.clear(name)
-            case Kind.REPORT_CRASH | Kind.REPORT_STOP:
-                await self._endings.report(facts, status, crashed=step.kind is Kind.REPORT_CRASH)
+            case Kind.REPORT_START | Kind.REPORT_CRASH | Kind.REPORT_STOP:
+                await self._report(step, facts, status)
             case Kind.FREEZE | Kind.THAW:
                 frozen = step.kind is Kind.FREEZE
                 await (self._containers.freeze(name) if frozen else self._containers.thaw(name))
@@ -133,6 +133,12 @@ class Applier:
                 await self._purge(name)
             case Kind.BUILD | Kind.ACTIVATE | Kind.CONFIRM | Kind.ROLL_BACK | Kind.ABANDON:
                 await self._deploy(step, facts, _candidate(facts), status)
+
+    async def _report(self, step: Step, facts: AgentFacts, status: ContainerStatus) -> None:
+        if step.kind is Kind.REPORT_START:
+            await self._tell_start(facts.desired.name, status)
+        else:
+            await self._endings.report(facts, status, crashed=step.kind is Kind.REPORT_CRASH)
 
     async def _serve_sockets(self, step: Step, facts: AgentFacts) -> None:
         name, lost = facts.desired.name, self._sockets.is_lost(facts.desired.name)
@@ -238,8 +244,15 @@ class Applier:
         if candidate is not None and candidate.state_digest is not None:
             tar = self._paths.staged / f"{candidate.proposal}.tar"
             await self._host_files.unpack_state(name, facts.uid_base, tar, candidate.state_digest)
+        of = candidate or current
         async with self._store.state.transaction() as tx:
-            await deployments.record_start(tx, name, candidate.proposal if candidate is not None else None)
+            await deployments.record_start(
+                tx,
+                name,
+                candidate.proposal if candidate is not None else None,
+                generation=of.generation if of is not None else None,
+                reason=step.reason,
+            )
         started = await self._containers.start(
             ContainerSpec(
                 name=name,
@@ -251,10 +264,11 @@ class Applier:
                 limits=Limits.model_validate(facts.limits_spec.get("limits", {})),
             )
         )
-        of = candidate or current
-        generation = of.generation if of is not None else None
+        await self._tell_start(name, started)
+
+    async def _tell_start(self, name: AgentName, status: ContainerStatus) -> None:
         async with self._store.state.transaction() as tx:
-            await deployments.tell_start(tx, name, generation, started.invocation, step.reason)
+            await deployments.tell_start(tx, name, status.invocation)
 
     async def _stop(self, name: AgentName, status: ContainerStatus) -> None:
         if status.invocation is not None:

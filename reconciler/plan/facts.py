@@ -51,6 +51,7 @@ class Desired:
     """What should be true of one agent.
 
     `held`: the operator froze it (or the hive). `purge`: destroyed, and its kept state is to go, too.
+    `start_untold`: hived began a start, and has not told that it was made.
     """
 
     name: AgentName
@@ -62,6 +63,7 @@ class Desired:
     crashes: Crashes = Crashes()
     held: bool = False
     purge: bool = False
+    start_untold: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,16 @@ def plan(desired: Desired, actual: Actual, now: float, bounds: Bounds) -> Plan:
 
     `now` is in epoch seconds. With no steps, the outcome says why it rests.
     """
+    found = _plan(desired, actual, now, bounds)
+    if not desired.start_untold or actual.invocation is None:
+        return found
+    # Before whatever ends it; but what is to be suspended is not kept waiting.
+    first = sum(step.kind is Kind.FREEZE for step in found.steps[:1])
+    telling = Step(Kind.REPORT_START, "it was started, and hived died before it could tell")
+    return Plan((*found.steps[:first], telling, *found.steps[first:]), Again(0))
+
+
+def _plan(desired: Desired, actual: Actual, now: float, bounds: Bounds) -> Plan:
     if desired.state is Want.DESTROYED:
         return _plan_away(desired, actual, "the agent is destroyed")
     deployment = desired.deployment

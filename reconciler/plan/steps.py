@@ -27,6 +27,7 @@ class Kind(StrEnum):
     START = "start"
     STOP = "stop"
     CLEAR = "clear"
+    REPORT_START = "report_start"
     REPORT_CRASH = "report_crash"
     REPORT_STOP = "report_stop"
     FREEZE = "freeze"
@@ -50,6 +51,7 @@ COSTS: dict[Kind, Cost] = {
     Kind.START: Cost.IN_PLACE,
     Kind.STOP: Cost.RESTART,
     Kind.CLEAR: Cost.IN_PLACE,
+    Kind.REPORT_START: Cost.IN_PLACE,
     Kind.REPORT_CRASH: Cost.IN_PLACE,
     Kind.REPORT_STOP: Cost.IN_PLACE,
     Kind.FREEZE: Cost.IN_PLACE,

@@ -125,6 +125,7 @@ def _facts(row: Row, building: Callable[[AgentName], bool]) -> AgentFacts:
             row["crash_seen"],
         ),
         held=bool(row["held"]),
+        start_untold=row["start_untold"] is not None,
         purge=bool(row["purge_wanted"]),
     )
     return AgentFacts(desired, Role(row["role"]), row["uid_base"], candidate, spec, bool(row["attached"]))
@@ -291,19 +292,26 @@ async def intend_stop(tx: Tx, name: AgentName, invocation: str) -> None:
     await tx.run("UPDATE agents SET stop_intent = ? WHERE name = ?", invocation, name)
 
 
-async def record_start(tx: Tx, name: AgentName, probed: int | None) -> None:
+async def record_start(
+    tx: Tx, name: AgentName, probed: int | None, *, generation: int | None, reason: str
+) -> None:
     """A start serves every restart that was asked for before it; with it begins the probing of proposal
-    `probed`."""
-    await tx.run("UPDATE agents SET restart_done = restart_wanted WHERE name = ?", name)
+    `probed`. What it will be told as is written before it: whoever finds its container later can tell it."""
+    told = json.dumps({"generation": generation, "reason": reason})
+    await tx.run(
+        "UPDATE agents SET restart_done = restart_wanted, start_untold = ? WHERE name = ?", told, name
+    )
     if probed is not None:
         await tx.run("INSERT OR REPLACE INTO proposal_progress VALUES (?, 'probing', ?)", probed, tx.now)
 
 
-async def tell_start(
-    tx: Tx, name: AgentName, generation: int | None, invocation: str | None, reason: str
-) -> None:
-    """Write down what was started and why; a death in between leaves it out."""
-    await tx.emit("agent.started", name, generation=generation, invocation=invocation, reason=reason)
+async def tell_start(tx: Tx, name: AgentName, invocation: str | None) -> None:
+    """Write down what was started and why, once."""
+    row = await tx.one("SELECT start_untold FROM agents WHERE name = ?", name)
+    if row is None or row["start_untold"] is None:
+        return
+    await tx.run("UPDATE agents SET start_untold = NULL WHERE name = ?", name)
+    await tx.emit("agent.started", name, invocation=invocation, **json.loads(row["start_untold"]))
 
 
 async def record_crash(

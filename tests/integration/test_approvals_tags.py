@@ -57,7 +57,7 @@ async def test_what_was_projected_is_no_drift(world: World) -> None:
 
 async def test_the_probing_of_a_deployment_asks_for_no_tag(world: World) -> None:
     async with world.store.state.transaction() as tx:
-        await record_start(tx, SMITH, 1)
+        await record_start(tx, SMITH, 1, generation=1, reason="")
     assert not await drift(world)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -30,6 +31,7 @@ class World:
     starts: int = 0
     kinds: list[Kind] = field(default_factory=list)
     purged: bool = False
+    dies: bool = False
 
     def apply(self, step: Step) -> None:  # noqa: C901 - one arm per kind of step
         self.kinds.append(step.kind)
@@ -60,7 +62,8 @@ class World:
                     a, phase="running", toplevel=step.toplevel, invocation=f"start-{self.starts}",
                     started_at=self.now, hello=hello, ready=hello, busy=False, attached=False,
                 )  # fmt: skip
-                self.desired = replace(self.desired, restart_wanted=False)
+                # hived may die here: then the next pass tells the start
+                self.desired = replace(self.desired, restart_wanted=False, start_untold=self.dies)
             case Kind.STOP:
                 assert a.alive, "only what lives is stopped"
                 self.desired = replace(d, stop_intent=a.invocation)
@@ -105,6 +108,10 @@ class World:
         """Steps that are about an agent as a whole."""
         d, a = self.desired, self.actual
         match step.kind:
+            case Kind.REPORT_START:
+                assert d.start_untold, "a start is told once"
+                assert a.phase != "absent", "what was not made is not told"
+                self.desired = replace(d, start_untold=False)
             case Kind.REPORT_STOP:
                 assert a.stop_asked, "only what somebody stopped"
                 self.desired = replace(d, crashes=replace(d.crashes, told=a.invocation))
@@ -222,8 +229,9 @@ def worlds(draw: st.DrawFn) -> World:
         crashes=crashes,
         held=draw(st.booleans()),
         purge=draw(st.booleans()),
+        start_untold=draw(st.booleans()),
     )
-    return World(desired, draw(actuals()), healthy=draw(st.booleans()))
+    return World(desired, draw(actuals()), healthy=draw(st.booleans()), dies=draw(st.booleans()))
 
 
 @given(worlds())
@@ -259,7 +267,7 @@ def test_applying_plans_reaches_what_is_desired(world: World) -> None:
 def test_a_held_agent_is_left_as_it_is_but_suspended(world: World) -> None:
     world.desired = replace(world.desired, held=True, state=Want.RUNNING)
     world.run()
-    reports = {Kind.REPORT_CRASH, Kind.REPORT_STOP}
+    reports = {Kind.REPORT_START, Kind.REPORT_CRASH, Kind.REPORT_STOP}
     assert set(world.kinds) <= {Kind.FREEZE, *reports}
     world.desired = replace(world.desired, held=False)
     world.run()
@@ -375,6 +383,26 @@ def test_each_end_that_nobody_asked_for_is_told_once(world: World) -> None:
         assert reports == 0
     elif world.desired.state is Want.RUNNING and had is None and world.desired.current is not None:
         assert reports == 1
+
+
+@given(worlds())
+@settings(max_examples=300)
+def test_each_start_is_told_once_before_its_end_also_when_hived_dies_in_between(world: World) -> None:
+    world.dies = True
+    untold = world.desired.start_untold and world.actual.invocation is not None
+    world.run()
+    told = world.kinds.count(Kind.REPORT_START)
+    assert told == world.starts + untold
+    assert not (world.desired.start_untold and world.actual.invocation)
+    for before, after in itertools.pairwise(world.kinds):
+        assert before is not Kind.START or after is Kind.REPORT_START
+
+
+def test_what_is_to_be_suspended_does_not_wait_for_words() -> None:
+    held = Desired(AgentName("smith"), Want.RUNNING, Target(1, OLD), held=True, start_untold=True)
+    running = Actual(phase="running", toplevel=OLD, invocation="i", started_at=1.0)
+    seen = plan(held, running, 2.0, BOUNDS)
+    assert [step.kind for step in seen.steps] == [Kind.FREEZE, Kind.REPORT_START]
 
 
 def test_restart_delays_double_and_are_bounded() -> None:

@@ -210,6 +210,6 @@ async def deploy(store: Store, proposal: int) -> None:
             elif step == "activate":
                 number = await deployments.next_generation(store.state, name)
                 await deployments.activate(tx, candidate, number, "")
-                await deployments.record_start(tx, name, proposal)
+                await deployments.record_start(tx, name, proposal, generation=number, reason="")
             else:
                 await deployments.confirm(tx, candidate)

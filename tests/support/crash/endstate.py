@@ -21,10 +21,9 @@ from reconciler.store.db import audit_payload, chain
 from tests.support.crash.world import World
 
 CUT_OFF = "restarted before the commit had arrived"
-# Told again after a death, or only hints, or (`agent.started`) not told by a hived that died right after the
-# start; all other events are told exactly once.
+# Told again after a death, or only hints; all other events are told exactly once.
 _REPEATED = frozenset({
-    "agent.state", "agent.hello", "agent.started", "turn.event", "build.log", "turn.begun", "turn.ended",
+    "agent.state", "agent.hello", "turn.event", "build.log", "turn.begun", "turn.ended",
     "agent.trouble", "agent.repaired", "disk.recovered",  # of the faults themselves
 })  # fmt: skip
 _COLUMNS = {
