@@ -13,14 +13,15 @@ from reconciler.config import Config
 from reconciler.control import models as api
 from reconciler.effects.protocols import Containers, ContainerStatus
 from reconciler.errors import OperatorError
-from reconciler.model.instants import MICRO, stamp, stamp_or_none
+from reconciler.model.instants import MICRO, micros, stamp, stamp_or_none
 from reconciler.model.names import AgentName
+from reconciler.model.people import person
 from reconciler.model.states import AgentState, Desired, Role, UserRole
 from reconciler.model.text import visible
 from reconciler.plan.steps import Again, Failed, Plan, Settled, Waiting
 from reconciler.services import Actor, Approvals
 from reconciler.store import agents as agent_rows
-from reconciler.store import fleet, holds
+from reconciler.store import fleet, holds, loops
 from reconciler.store.db import Database, Row, Store
 
 
@@ -248,6 +249,7 @@ class AgentService:
         whole = [one for one in await holds.every(self._store.state) if one.scope == holds.EVERYBODY]
         held = await fleet.held(self._store.state)
         stuck = (await fleet.crashed(self._store.state) | self._troubled()) - held
+        looping = await loops.held_pairs(self._store.state)
         return api.HiveStatus(
             version=__version__,
             platform=self._config.platform,
@@ -255,7 +257,7 @@ class AgentService:
             model_upstream=self._config.gateway.label,
             agents=row["agents"],
             thinking=row["thinking"],
-            needs_operator=row["pending"] + row["questions"] + len(held | stuck) + len(whole),
+            needs_operator=row["pending"] + row["questions"] + looping + len(held | stuck) + len(whole),
             approvals_pending=row["pending"],
             questions_open=row["questions"],
             cost_today_usd=sum(usd for _, usd in today.values()),
@@ -268,6 +270,7 @@ class AgentService:
             hold=views.hold(whole[0]) if whole else None,
             held=sorted(held),
             stuck=sorted(stuck),
+            loops_held=looping,
         )
 
     # ------------------------------------------------------------------------------------------- steering
@@ -330,6 +333,21 @@ class AgentService:
     async def wake(self, actor: Actor, name: str, request: api.Act) -> api.Agent:
         """End a nap or a parking."""
         return await self._direct(actor, name, request, "wake")
+
+    async def nap(self, actor: Actor, name: str, request: api.NapAgent) -> api.Agent:
+        """No turn begins before `seconds` have passed, unless something urgent comes; a running one ends as
+        it would."""
+        _operator(actor)
+        async with self._store.state.transaction(dry_run=request.dry_run) as tx:
+            row = await fleet.agent(tx, name)
+            if row["desired"] == Desired.DESTROYED:
+                raise _destroyed(name)
+            reason = request.note or f"told to by {person(actor.name)}"
+            await agent_rows.nap(tx, name, tx.now + micros(request.seconds), reason)
+            await tx.audit(actor.name, "agent.nap", name, seconds=request.seconds, note=request.note)
+        if not request.dry_run:
+            self._voice.nudge(AgentName(name))
+        return await self.get(name)
 
     async def _direct(self, actor: Actor, name: str, request: api.Act, kind: str) -> api.Agent:
         _operator(actor)

@@ -26,6 +26,7 @@ from reconciler.backup.restore import refuse_half_restored
 from reconciler.backup.service import BackupService
 from reconciler.broker.broker import MessageBroker
 from reconciler.broker.events import EventLog
+from reconciler.broker.loops import Limits
 from reconciler.broker.presence import Presence
 from reconciler.config import Config
 from reconciler.control.accounts import AccountService
@@ -131,8 +132,9 @@ class Hived:
         )
         presence = Presence(store, self.clock, self.events.publish)
         self.broker = MessageBroker(
-            store, self.clock, self.events, presence, wake=self.wake, on_hello=self._before_hello
-        )
+            store, self.clock, self.events, presence, wake=self.wake, on_hello=self._before_hello,
+            limits=Limits(config.loops.slow_after, config.loops.hold_after),
+        )  # fmt: skip
         self.builds = Builds(
             store, self.git, nix, state / "trees", parallel=config.parallel_builds,
             append_log=self.events.append_build_log, wake=self.wake, clock=self.clock,

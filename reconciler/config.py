@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from reconciler.errors import OperatorError
 
@@ -63,6 +63,20 @@ class Timeouts(_Part):
     resync_s: Annotated[float, Field(ge=RESYNC_LEAST_S, le=RESYNC_MOST_S)] = 10.0
 
 
+class Loops(_Part):
+    """How many messages agents may pass to each other without a word of the operator before they are
+    slowed, and before they are held until the operator decides."""
+
+    slow_after: Annotated[int, Field(ge=1, le=100_000)] = 24
+    hold_after: Annotated[int, Field(ge=1, le=100_000)] = 48
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.hold_after < self.slow_after:
+            raise ValueError("hold_after must not be smaller than slow_after")
+        return self
+
+
 Days = Annotated[int, Field(ge=1, le=3650)]
 
 
@@ -102,6 +116,7 @@ class Config(_Part):
     harness: Harness = Harness()
     timeouts: Timeouts = Timeouts()
     retention: Retention = Retention()
+    loops: Loops = Loops()
     parallel_builds: Annotated[int, Field(ge=1, le=64)] = 2
 
 

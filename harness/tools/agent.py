@@ -45,7 +45,9 @@ def _send(context: ToolContext) -> Tool:
         )
         sent = await context.link.post("messages", message, Sent)
         ids = ", ".join(str(one) for one in sent.ids)
-        return f"sent as message {ids}" if sent.ids else "sent to nobody: no agent matches"
+        if not sent.ids:
+            return "sent to nobody: no agent matches"
+        return f"sent as message {ids}" + (f"; {sent.note}" if sent.note else "")
 
     schema = arguments_schema(
         {

@@ -118,9 +118,11 @@ class SendMessage(Wire):
 
 
 class Sent(Wire):
-    """Ids of the messages made, one per recipient."""
+    """Ids of the messages made, one per recipient. `note`: what the sender should know, as that one is
+    slowed or held because agents only answer each other; empty if there is nothing."""
 
     ids: list[int]
+    note: str = ""
 
 
 class BeginTurn(Wire):

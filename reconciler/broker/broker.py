@@ -8,6 +8,7 @@ from harness import wire
 from reconciler.broker.core import Core
 from reconciler.broker.delivery import Delivery
 from reconciler.broker.events import EventLog
+from reconciler.broker.loops import Limits, Loops
 from reconciler.broker.orders import Orders
 from reconciler.broker.presence import Presence
 from reconciler.broker.questions import Questions
@@ -41,13 +42,15 @@ class MessageBroker:
         *,
         wake: Wake,
         on_hello: OnHello,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
     ) -> None:
         self._core = Core(store, clock, events, presence, wake)
-        self._sending = Sending(self._core)
+        self._sending = Sending(self._core, limits)
         self._delivery = Delivery(self._core)
         self._turns = Turns(self._core, on_hello)
         self._transcripts = Transcripts(self._core)
         self._questions = Questions(self._core)
+        self._loops = Loops(self._core)
         self._orders = Orders(self._core)
         events.observe(self._observe)
 
@@ -88,6 +91,12 @@ class MessageBroker:
 
     async def cancel_question(self, actor: Actor, question: int, *, dry_run: bool = False) -> api.Question:
         return await self._questions.cancel(actor, question, dry_run=dry_run)
+
+    async def loops(self) -> api.LoopList:
+        return await self._loops.page()
+
+    async def decide_loop(self, actor: Actor, pair: tuple[str, str], request: api.DecideLoop) -> api.LoopList:
+        return await self._loops.decide(actor, pair, request)
 
     async def transcript(
         self, agent: str, *, before: int | None, after: int | None, limit: int

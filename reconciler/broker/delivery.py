@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness import wire
-from reconciler.broker import outcomes, views
+from reconciler.broker import loops, outcomes, views
 from reconciler.broker.core import Core
 from reconciler.errors import AgentError
 from reconciler.model.instants import MICRO, micros
 from reconciler.model.names import AgentName
 from reconciler.store import agents, leases, messages, turns
+from reconciler.store import loops as loops_sql
 from reconciler.store.db import Reader, Row, Tx
 
 WAIT_MAX_S = 180.0
@@ -52,8 +53,9 @@ class Delivery:
                     return found
             left_s = deadline - self._core.clock.monotonic()
             if left_s <= 0:
-                waiting = await messages.depth(self._core.store.state, agent)
+                waiting = await messages.due_count(self._core.store.state, agent, self._now())
                 return wire.Inbox(lease=None, messages=[], waiting=waiting)
+            opens_at = opens_at or await loops_sql.next_due(self._core.store.state, agent, self._now())
             if opens_at:
                 left_s = min(left_s, max(0.0, opens_at / MICRO - self._core.clock.now()))
             rung = await bell.wait(seen, self._core.clock, left_s)
@@ -67,14 +69,17 @@ class Delivery:
             return 0
         if self._core.presence.turn_of(agent) is not None:
             return None  # one turn at a time
-        now = micros(self._core.clock.now())
+        now = self._now()
         parked = agents.parked_until(row, now)
         return None if parked is None else max(parked, agents.napping_until(row, now))
+
+    def _now(self) -> int:
+        return micros(self._core.clock.now())
 
     async def _waits(self, agent: AgentName, boot: str, turn: int | None) -> bool:
         """Whether it is worth the lock to look closer."""
         state = self._core.store.state
-        if turn is not None or await messages.due(state, agent, 1):
+        if turn is not None or await messages.due(state, agent, 1, self._now()):
             return True
         return await leases.unbound(state, agent, boot) is not None
 
@@ -89,17 +94,18 @@ class Delivery:
             if turn is None and (old := await leases.unbound(tx, agent, boot)) is not None:
                 rows = await leases.messages(tx, old["id"])
                 return await self._answer(tx, agent, old["id"], rows) if rows else None
-            rows = _batch(await messages.due(tx, agent, limit))
+            rows = _batch(await messages.due(tx, agent, limit, tx.now))
             if not rows:
                 return None
             lease = await leases.grant(tx, agent, boot, turn, [row["id"] for row in rows])
+            await loops.take_up(tx, agent, rows, more=turn is not None)
             if turn is None:
                 # This poll may be one whose asker has gone; another one that waits must see the lease.
                 tx.after_commit(lambda: self._core.ring(agent))
             return await self._answer(tx, agent, lease, rows)
 
     async def _answer(self, reader: Reader, agent: str, lease: int, rows: Sequence[Row]) -> wire.Inbox:
-        waiting = await messages.depth(reader, agent)
+        waiting = await messages.due_count(reader, agent, self._now())
         return wire.Inbox(lease=lease, messages=[views.delivered(row) for row in rows], waiting=waiting)
 
     async def _check_turn(self, tx: Tx, agent: str, boot: str, turn: int) -> None:

@@ -9,6 +9,7 @@ import structlog
 from harness import wire
 from reconciler.broker import views
 from reconciler.broker.core import BODY_MAX_BYTES, Core, checked_body, must_be_operator, roster
+from reconciler.broker.loops import Limits, Passage, passage
 from reconciler.broker.policy import resolve_for_operator
 from reconciler.control import models as api
 from reconciler.errors import AgentError, OperatorError
@@ -22,6 +23,7 @@ log = structlog.get_logger("broker")
 
 QUEUE_MAX = 10_000
 PAIR_MAX = 1_000
+_AT_ONCE = Passage(0, 0)
 
 
 async def tell(
@@ -55,8 +57,9 @@ def _fitting(body: str) -> str:
 class Sending:
     """Queues messages; whoever waits for them is woken by the commit."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, limits: Limits) -> None:
         self._core = core
+        self._limits = limits
 
     async def send(self, agent: AgentName, request: wire.SendMessage) -> wire.Sent:
         """An agent's message. A repeat with the same key answers with the same ids."""
@@ -73,22 +76,23 @@ class Sending:
             await _check_reply(tx, agent, request.in_reply_to)
             for name in names:
                 await _check_room(tx, agent, name)
-            ids = [
-                await messages.add(
-                    tx,
-                    NewMessage(
-                        agent,
-                        name,
-                        body,
-                        in_reply_to=request.in_reply_to,
-                        turn=self._core.presence.turn_of(agent),
-                        key=request.key,
-                    ),
+            ids, notes = [], []
+            for name in names:
+                way = _AT_ONCE if name == OPERATOR else await passage(tx, agent, name, self._limits)
+                new = NewMessage(
+                    agent,
+                    name,
+                    body,
+                    in_reply_to=request.in_reply_to,
+                    turn=self._core.presence.turn_of(agent),
+                    key=request.key,
+                    hops=way.hops,
+                    due_at=way.due_at,
                 )
-                for name in names
-            ]
+                ids.append(await messages.add(tx, new))
+                notes.append(way.note(tx.now))
             self._ring_after(tx, *names, urgent=False)
-        return wire.Sent(ids=ids)
+        return wire.Sent(ids=ids, note=next(filter(None, notes), ""))
 
     async def send_as_operator(self, actor: Actor, request: api.NewMessage) -> api.Message:
         """The operator's message; it ends a nap. To `*` it is one message for each agent, the first is

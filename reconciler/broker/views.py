@@ -20,10 +20,16 @@ def message(row: Row) -> api.Message:
         body=row["body"],
         in_reply_to=row["in_reply_to"],
         sent_at=stamp(row["sent_at"]),
-        state=MessageState(row["state"]),
+        state=_state(row),
         redelivered=bool(row["redelivered"]),
         kind=row["kind"],
     )
+
+
+def _state(row: Row) -> MessageState:
+    if row["due_at"] is None:
+        return MessageState.HELD if row["state"] == MessageState.QUEUED else MessageState.DROPPED
+    return MessageState(row["state"])
 
 
 def delivered(row: Row) -> wire.Delivered:

@@ -190,8 +190,8 @@ def new(options: Namespace, console: Console) -> int:
     return Exit.WAITS
 
 
-def _act(verb: str, options: Namespace, console: Console) -> int:
-    body: Json = {"dry_run": options.dry_run, "note": options.note}
+def _act(verb: str, options: Namespace, console: Console, **more: int) -> int:
+    body: Json = {"dry_run": options.dry_run, "note": options.note, **more}
     found = Hive().post(f"/agents/{segment(options.agent)}/{verb}", body)
     if options.json:
         console.document(found)
@@ -224,6 +224,11 @@ def restart(options: Namespace, console: Console) -> int:
 def wake(options: Namespace, console: Console) -> int:
     """`hive wake AGENT`"""
     return _act("wake", options, console)
+
+
+def nap(options: Namespace, console: Console) -> int:
+    """`hive nap AGENT SECONDS`"""
+    return _act("nap", options, console, seconds=options.seconds)
 
 
 def cancel(options: Namespace, console: Console) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from reconciler.cli.grammar import Argument, Verb, option, positional, switch, whole
 
 _AGENT = positional("agent", "the agent's name")
+_PEER = positional("peer", "the other agent's name")
 _ID = positional("id", "the proposal's number", type=whole)
 _NOTE = option("--note", about="a note that is kept with the decision", default="")
 _DRY_RUN = switch("--dry-run", about="say what would be done and do nothing")
@@ -203,6 +204,14 @@ _AGENTS = (
             ("hive model smith --default", "as its spec says"),
         ),
     ),
+    Verb(
+        "nap",
+        "Agents",
+        "Let an agent rest: nothing but something urgent wakes it before.",
+        "fleet:nap",
+        (_AGENT, positional("seconds", "how long, 1 to 86400", type=whole), _DRY_RUN, _NOTE),
+        (("hive nap scout 3600", "an hour; your message, or `hive wake scout`, ends it before"),),
+    ),
     Verb("wake", "Agents", "End an agent's nap.", "fleet:wake", (_AGENT, _DRY_RUN, _NOTE)),
     Verb("cancel", "Agents", "End an agent's running turn.", "fleet:cancel", (_AGENT, _DRY_RUN, _NOTE)),
     Verb(
@@ -351,6 +360,22 @@ _TALK = (
             option("--mark-read", about="mark this message to you as read instead", type=whole, metavar="ID"),
             switch("--dry-run", about="with --mark-read: say what would be done and do nothing"),
         ),
+    ),
+    Verb("loops", "Messages", "List agents that only feed each other, whose messages wait.", "loops:loops"),
+    Verb(
+        "deliver",
+        "Messages",
+        "Deliver what waits between two agents that only feed each other.",
+        "loops:deliver",
+        (_AGENT, _PEER, _DRY_RUN, _NOTE),
+        (("hive deliver smith scout", "they may go on; the count begins anew"),),
+    ),
+    Verb(
+        "drop",
+        "Messages",
+        "Drop what waits between two agents that only feed each other.",
+        "loops:drop",
+        (_AGENT, _PEER, _YES, _DRY_RUN, _NOTE),
     ),
     Verb("questions", "Messages", "List the agents' questions, open ones first.", "talk:questions"),
     Verb(

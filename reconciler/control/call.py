@@ -46,6 +46,11 @@ class Call:
         return parse_id(self.path["id"])
 
     @property
+    def pair(self) -> tuple[AgentName, AgentName]:
+        """The two agents in the path."""
+        return agent_name(self.path["name"]), agent_name(self.path["peer"])
+
+    @property
     def attachment(self) -> str:
         """The attachment in the path; one that does not exist is not found."""
         return self.path["attachment"]

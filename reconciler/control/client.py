@@ -137,6 +137,9 @@ class ControlClient:
     async def questions(self) -> api.QuestionList:
         return await self._get(api.QuestionList, "/questions")
 
+    async def loops(self) -> api.LoopList:
+        return await self._get(api.LoopList, "/loops")
+
     async def drafts(self) -> api.DraftList:
         return await self._get(api.DraftList, "/drafts")
 
@@ -219,6 +222,12 @@ class ControlClient:
 
     async def answer(self, question: int, request: api.Answer) -> api.Question:
         return await self._post(api.Question, f"/questions/{question}/answer", request)
+
+    async def decide_loop(self, a: str, b: str, request: api.DecideLoop) -> api.LoopList:
+        return await self._post(api.LoopList, f"/loops/{_segment(a)}/{_segment(b)}", request)
+
+    async def nap(self, name: str, request: api.NapAgent) -> api.Agent:
+        return await self._post(api.Agent, f"/agents/{_segment(name)}/nap", request)
 
     async def cancel_question(self, question: int) -> api.Question:
         return await self._post(api.Question, f"/questions/{question}/cancel")

@@ -155,11 +155,13 @@ def _operation_id(route: Route) -> str:
 def _path_parameters(route: Route) -> list[dict[str, Any]]:
     schemas: dict[str, dict[str, Any]] = {
         "name": {"type": "string", "pattern": "^[a-z][a-z0-9-]{0,30}$"},
+        "peer": {"type": "string", "pattern": "^[a-z][a-z0-9-]{0,30}$"},
         "id": {"type": "integer", "minimum": 1},
         "attachment": {"type": "string", "pattern": "^[0-9a-f]{16}$"},
     }
     about = {
         "name": "An agent's name.",
+        "peer": "The other agent's name.",
         "id": "The number of the row.",
         "attachment": "As `POST …/attachments` answered it.",
     }

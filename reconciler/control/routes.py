@@ -109,6 +109,15 @@ _AGENT_ROUTES = (
     _verb("wake", "End its nap.", lambda c, act: c.services.agents.wake(c.actor, c.agent, act)),
     Route(
         "POST",
+        "/v1/agents/{name}/nap",
+        "Do not wake it for a while, unless something urgent comes.",
+        api.Agent,
+        lambda c: c.services.agents.nap(c.actor, c.agent, c.body(api.NapAgent)),
+        OPERATOR,
+        api.NapAgent,
+    ),
+    Route(
+        "POST",
         "/v1/agents/{name}/model",
         "Override its model from the next turn on.",
         api.Agent,
@@ -193,6 +202,22 @@ _TALK_ROUTES = (
         lambda c: c.services.broker.mark_read(c.actor, c.id, dry_run=c.body(api.Write).dry_run),
         OPERATOR,
         api.Write,
+    ),
+    Route(
+        "GET",
+        "/v1/loops",
+        "Agents that only feed each other, whose messages are held or slowed.",
+        api.LoopList,
+        lambda c: c.services.broker.loops(),
+    ),
+    Route(
+        "POST",
+        "/v1/loops/{name}/{peer}",
+        "Deliver what waits between two agents, or drop it.",
+        api.LoopList,
+        lambda c: c.services.broker.decide_loop(c.actor, c.pair, c.body(api.DecideLoop)),
+        OPERATOR,
+        api.DecideLoop,
     ),
     Route(
         "GET",

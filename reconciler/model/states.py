@@ -49,12 +49,15 @@ class ProposalKind(StrEnum):
 
 class MessageState(StrEnum):
     """`queued` waits, `leased` is with a turn that has not ended, `acked` was consumed by a good turn,
-    `read` was seen by the operator."""
+    `read` was seen by the operator. `held` waits for the operator, because agents only fed each other;
+    `dropped` is what the operator then decided not to deliver."""
 
     QUEUED = "queued"
     LEASED = "leased"
     ACKED = "acked"
     READ = "read"
+    HELD = "held"
+    DROPPED = "dropped"
 
 
 class AgentState(StrEnum):

@@ -1,5 +1,6 @@
 """Messages: who wrote what to whom, and whether it was consumed. States: queued → leased → acked, and back to
-queued when a lease is returned; the operator's go queued → read.
+queued when a lease is returned; the operator's go queued → read. One that the loop guard delays is queued and
+not due; one that the operator dropped then is acked without a lease, and has no `due_at`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from reconciler.store.db import Reader, Row, Tx
 
 @dataclass(frozen=True, slots=True)
 class NewMessage:
-    """A message to be queued. `key` makes a repeat from the same sender harmless; `urgent` ends a nap."""
+    """A message to be queued. `key` makes a repeat from the same sender harmless; `urgent` ends a nap; `hops`
+    and `due_at` (0 at once, None held) are the loop guard's."""
 
     sender: str
     recipient: str
@@ -24,6 +26,8 @@ class NewMessage:
     in_reply_to: int | None = None
     turn: int | None = None
     key: str | None = None
+    hops: int = 0
+    due_at: int | None = 0
 
 
 async def add(tx: Tx, new: NewMessage) -> int:
@@ -39,7 +43,7 @@ async def add(tx: Tx, new: NewMessage) -> int:
             return int(known["id"])
     done = await tx.run(
         "INSERT INTO messages (sender, recipient, body, kind, urgent, in_reply_to, turn_id, dedupe_key, "
-        "state, sent_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'queued', ?)",
+        "state, sent_at, hops, due_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?)",
         new.sender,
         new.recipient,
         new.body,
@@ -49,6 +53,8 @@ async def add(tx: Tx, new: NewMessage) -> int:
         new.turn,
         new.key,
         tx.now,
+        new.hops,
+        new.due_at,
     )
     if new.urgent:
         await agents.end_nap(tx, new.recipient)
@@ -102,13 +108,18 @@ async def pair_depth(reader: Reader, sender: str, recipient: str) -> int:
     )
 
 
-async def due(reader: Reader, recipient: str, limit: int) -> Sequence[Row]:
-    """The oldest that wait, in order."""
+async def due(reader: Reader, recipient: str, limit: int, now: int) -> Sequence[Row]:
+    """The oldest that wait and may be delivered at `now` (microseconds), in order."""
     return await reader.all(
-        "SELECT * FROM messages WHERE recipient = ? AND state = 'queued' ORDER BY id LIMIT ?",
-        recipient,
-        limit,
+        "SELECT * FROM messages WHERE recipient = ? AND state = 'queued' AND due_at <= ? ORDER BY id LIMIT ?",
+        *(recipient, now, limit),
     )
+
+
+async def due_count(reader: Reader, recipient: str, now: int) -> int:
+    """How many those are."""
+    sql = "SELECT COUNT(*) AS n FROM messages WHERE recipient = ? AND state = 'queued' AND due_at <= ?"
+    return await _count(reader, sql, recipient, now)
 
 
 async def urgent_waits(reader: Reader, recipient: str) -> bool:
@@ -127,7 +138,7 @@ async def mark_read(tx: Tx, message: int) -> bool:
     return bool(done.changed)
 
 
-async def _count(reader: Reader, sql: str, *values: str) -> int:
+async def _count(reader: Reader, sql: str, *values: str | int) -> int:
     row = await reader.one(sql, *values)
     assert row is not None, "a count has one row"
     return int(row["n"])

@@ -42,6 +42,8 @@ BODIES: dict[str, Any] = {
     "Propose": {"agent": "smith", "commit": "0" * 40},
     "Approve": {"digest": DIGEST},
     "Login": {"token": "tok"},
+    "NapAgent": {"seconds": 60},
+    "DecideLoop": {"deliver": True},
 }
 
 
@@ -50,7 +52,7 @@ def body_of(route: Route) -> object:
 
 
 def path_of(route: Route) -> str:
-    path = route.path.replace("{name}", "scout").replace("{id}", "1")
+    path = route.path.replace("{name}", "scout").replace("{id}", "1").replace("{peer}", "hm1nd")
     return path.replace("{attachment}", "0" * 16)
 
 

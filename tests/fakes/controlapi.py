@@ -11,7 +11,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -143,6 +143,7 @@ class FakeControlApi:
             "/questions": lambda _: api.QuestionList(
                 items=sorted(self.world.questions.values(), key=lambda q: (q.state != "open", -q.id))
             ),
+            "/loops": lambda _: api.LoopList(items=self.world.loops),
             "/drafts": lambda _: api.DraftList(items=self.world.drafts),
             "/events": self._events,
             "/audit": lambda _: api.AuditList(
@@ -160,6 +161,8 @@ class FakeControlApi:
             "/agents/{name}/rollback": self._rollback,
             "/agents/{name}/revive": self._revive,
             "/agents/{name}/purge": self._purge,
+            "/agents/{name}/nap": self._nap,
+            "/loops/{name}/{peer}": self._decide_loop,
             "/messages": self._send,
             "/messages/{id}/read": self._read,
             "/proposals/{id}/{verb:approve|deny|cancel}": self._decide,
@@ -190,7 +193,7 @@ class FakeControlApi:
             model_upstream="the scripted model",
             agents=len(w.agents),
             thinking=sum(a.state is AgentState.THINKING for a in w.agents.values()),
-            needs_operator=pending + asked + len(held) + len(stuck) + (whole is not None),
+            needs_operator=pending + asked + len(held) + len(stuck) + len(w.loops) + (whole is not None),
             approvals_pending=pending,
             questions_open=asked,
             cost_today_usd=sum(a.cost_today_usd for a in w.agents.values()),
@@ -472,6 +475,18 @@ class FakeControlApi:
         lines = self.world.logs[number]
         lines.append(api.LogLine(id=len(lines) + 1, at=_now(), text=text))
         self.emit("build.log", None, proposal=number)
+
+    async def _nap(self, request: web.Request) -> api.Agent:
+        agent, asked = self._agent(request), await _body(request, api.NapAgent)
+        until = (datetime.now(UTC) + timedelta(seconds=asked.seconds)).isoformat()
+        return self._changed(agent, state=AgentState.NAPPING, reason=asked.note, until=until)
+
+    async def _decide_loop(self, request: web.Request) -> api.LoopList:
+        pair = {request.match_info["name"], request.match_info["peer"]}
+        await _body(request, api.DecideLoop)
+        self.world.loops = [loop for loop in self.world.loops if set(loop.agents) != pair]
+        self.emit("loop.decided", request.match_info["name"])
+        return api.LoopList(items=self.world.loops)
 
     async def _answer(self, request: web.Request) -> api.Question:
         number = int(request.match_info["id"])

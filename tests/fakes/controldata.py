@@ -40,6 +40,7 @@ class World:
     builds: dict[int, api.BuildProgress] = field(default_factory=dict)
     questions: dict[int, api.Question] = field(default_factory=dict)
     drafts: list[api.Draft] = field(default_factory=list)
+    loops: list[api.Loop] = field(default_factory=list)
     transcripts: dict[str, list[api.TranscriptLine]] = field(default_factory=dict)
     generations: dict[str, list[api.Generation]] = field(default_factory=dict)
     console: dict[str, list[str]] = field(default_factory=dict)

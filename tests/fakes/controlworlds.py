@@ -531,6 +531,10 @@ def held(now: datetime) -> World:
             "state_since": w.ago(300),
         }
     )  # fmt: skip
+    w.loops.append(
+        api.Loop(agents=["scout", "scribe"], state="held", waiting=2, hops=49, since=w.ago(900), until=None,
+                 last="Thanks! Is there anything else I can do for you?")
+    )  # fmt: skip
     trouble = "cannot write /var/lib/hyperhive/agents/scout/unit.json: no space left on device"
     w.agents["scout"] = w.agents["scout"].model_copy(update={"trouble": trouble})
     w.accidents["scribe"] = w.accidents["smith"] = [

@@ -93,6 +93,13 @@ def a_message(number: int, sender: str, to: str, body: str, in_reply_to: int | N
     )
 
 
+def a_loop(**changes: Any) -> api.Loop:
+    loop = api.Loop(
+        agents=["hm1nd", "scout"], state="held", waiting=1, hops=49, since=AT, until=None, last="and you?"
+    )
+    return loop.model_copy(update=changes)
+
+
 def a_question(number: int, **changes: Any) -> api.Question:
     question = api.Question(
         id=number,

@@ -27,6 +27,7 @@ from tests.fakes.objects import (
     DIGEST,
     OPERATOR_SECRET,
     VIEWER_SECRET,
+    a_loop,
     a_message,
     a_proposal,
     a_question,
@@ -109,6 +110,9 @@ class FakeAgents:
 
     async def wake(self, actor: Actor, name: str, request: api.Act) -> api.Agent:
         return await self._act("wake", actor, name, request)
+
+    async def nap(self, actor: Actor, name: str, request: api.NapAgent) -> api.Agent:
+        return await self._act("nap", actor, name, request)
 
     async def set_model(self, actor: Actor, name: str, request: api.SetModel) -> api.Agent:
         agent = await self.get(name)
@@ -222,6 +226,16 @@ class FakeBroker:
         if question not in self.open_questions:
             raise _missing("question", question)
         return self.open_questions[question].model_copy(update={"state": "cancelled"})
+
+    async def loops(self) -> api.LoopList:
+        self._note("loops")
+        return api.LoopList(items=[a_loop()])
+
+    async def decide_loop(self, actor: Actor, pair: tuple[str, str], request: api.DecideLoop) -> api.LoopList:
+        self._note("decide_loop", actor, pair, request)
+        if set(pair) != set(a_loop().agents):
+            raise _missing("loop", pair)
+        return api.LoopList(items=[])
 
     async def transcript(
         self, agent: str, *, before: int | None, after: int | None, limit: int

@@ -153,6 +153,11 @@ def test_a_failure_marks_the_step_in_which_it_came(world: World) -> None:
         ("/cancel", commands.Act("cancel")),
         ("/model opus", commands.UseModel("opus")),
         ("/model", commands.UseModel(None)),
+        ("/nap", commands.Nap(600, "")),
+        ("/nap 90s", commands.Nap(90, "")),
+        ("/nap 2h waiting for the build", commands.Nap(7200, "waiting for the build")),
+        ("/nap 25h", commands.Unknown("nap")),
+        ("/nap soon", commands.Unknown("nap")),
         ("/help", commands.Help()),
         ("/clear", commands.Clear()),
         ("/stop now please", commands.Unknown("stop")),
@@ -188,7 +193,7 @@ def test_what_needs_the_operator_is_counted_once(world: World) -> None:
     world.add_proposal(2, "a", 0, state=P.DENIED)
     hold = api.Hold(scope="*", by="alice", reason="", at=world.ago(1))
     status = api.HiveStatus.model_construct(hold=hold, held=["b"], stuck=["a", "ghost"])
-    found = needs(world.proposals.values(), [], list(world.agents.values()), status)
+    found = needs(world.proposals.values(), [], [], list(world.agents.values()), status)
     assert found.count == 5, "c is held by the hive alone, which counts once"
     assert ([a.name for a in found.held], [a.name for a in found.crashed]) == (["b"], ["a"])
     assert found.gone == ["ghost"], "a destroyed agent that cannot be cleared away is named, not dropped"

@@ -11,7 +11,17 @@ from typing import Any
 from aiohttp import web
 
 from reconciler.control.client import ControlClient, OperatorError
-from reconciler.control.models import Act, Agent, Cause, Hold, NewMessage, SetModel, SpecView, Transcript
+from reconciler.control.models import (
+    Act,
+    Agent,
+    Cause,
+    Hold,
+    NapAgent,
+    NewMessage,
+    SetModel,
+    SpecView,
+    Transcript,
+)
 from ui.keys import client_of
 from ui.pages.paths import NAME, NUMBER, cursor, name, number
 from ui.render import page, part, said
@@ -215,6 +225,20 @@ async def _set_model(request: web.Request, model: str | None) -> web.StreamRespo
     return said(request, "model" if model else "model-cleared", f"/agents/{name(request)}")
 
 
+@routes.post(f"/agents/{NAME}/nap")
+async def nap(request: web.Request) -> web.StreamResponse:
+    """The nap form of an agent's head."""
+    wanted = commands.nap_of(field(request, "time").strip())
+    if wanted is None:
+        raise OperatorError("that is no time to nap", hint="as 90s, 10m or 2h; a second to a day")
+    return await _nap(request, wanted.seconds, field(request, "note").strip()[:400])
+
+
+async def _nap(request: web.Request, seconds: int, reason: str) -> web.StreamResponse:
+    await client_of(request).nap(name(request), NapAgent(seconds=seconds, note=reason))
+    return said(request, "nap", f"/agents/{name(request)}")
+
+
 @routes.post(f"/agents/{NAME}/prompt")
 async def prompt(request: web.Request) -> web.StreamResponse:
     """The prompt line: a message, or a command."""
@@ -230,6 +254,8 @@ async def prompt(request: web.Request) -> web.StreamResponse:
             return said(request, verb, f"/agents/{agent_name}")
         case commands.UseModel(model):
             return await _set_model(request, model)
+        case commands.Nap(seconds, reason):
+            return await _nap(request, seconds, reason)
         case commands.Clear():  # the script clears its own view; without it there is nothing to clear
             return said(request, "cleared", f"/agents/{agent_name}")
         case commands.Help():

@@ -46,8 +46,10 @@ async def show(request: web.Request) -> web.Response:
 
 
 async def _needs(client: ControlClient, agents: list[Agent], status: HiveStatus) -> Needs:
-    proposals, questions = await asyncio.gather(client.proposals(state="pending"), client.questions())
-    return needs(proposals.items, questions.items, agents, status)
+    proposals, questions, loops = await asyncio.gather(
+        client.proposals(state="pending"), client.questions(), client.loops()
+    )
+    return needs(proposals.items, questions.items, loops.items, agents, status)
 
 
 def _filtered(agents: list[Agent], query: str) -> list[Agent]:

@@ -9,9 +9,9 @@ from typing import Any
 from aiohttp import web
 
 from reconciler.control.client import OperatorError
-from reconciler.control.models import NewMessage
+from reconciler.control.models import DecideLoop, NewMessage
 from ui.keys import client_of
-from ui.pages.paths import NUMBER, as_number, cursor, named, number
+from ui.pages.paths import NAME, NUMBER, as_number, cursor, name, named, number
 from ui.render import frame, page, part, said
 from ui.security import field
 from ui.views.needs import by_need
@@ -90,3 +90,12 @@ async def mark_read(request: web.Request) -> web.StreamResponse:
     """The operator has seen it."""
     await client_of(request).mark_read(number(request))
     return said(request, "read", "/messages")
+
+
+@routes.post(f"/loops/{NAME}/{{peer:[a-z][a-z0-9-]{{0,30}}}}/{{act:deliver|drop}}")
+async def decide_loop(request: web.Request) -> web.StreamResponse:
+    """What becomes of the messages that wait between two agents that only feed each other."""
+    act = request.match_info["act"]
+    decision = DecideLoop(deliver=act == "deliver")
+    await client_of(request).decide_loop(name(request), request.match_info["peer"], decision)
+    return said(request, f"loop-{act}", "/")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 HELP = (
     ("/model NAME", "use another model from the next turn on; without NAME the agent's own again"),
     ("/cancel", "end the running turn"),
+    ("/nap [TIME] [WHY]", "no turn for ten minutes, or for 90s or 2h; your next message ends it"),
     ("/wake", "end a nap or a wait"),
     ("/stop", "stop the agent at the end of its turn"),
     ("/start", "start it"),
@@ -39,6 +41,14 @@ class UseModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Nap:
+    """Rest for `seconds`."""
+
+    seconds: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Clear:
     """Empty the view."""
 
@@ -55,7 +65,22 @@ class Unknown:
     word: str
 
 
-Command = Say | Act | UseModel | Clear | Help | Unknown
+Command = Say | Act | UseModel | Nap | Clear | Help | Unknown
+
+
+_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def nap_of(text: str) -> Nap | None:
+    """`10m waiting for CI` as a nap, ten minutes for nothing; None if it does not begin with a time between a
+    second and a day."""
+    if not text:
+        return Nap(600, "")
+    found = re.match(r"(\d{1,5})([smh]?)(?:\s+(.*))?$", text, re.DOTALL)
+    if found is None:
+        return None
+    seconds = int(found[1]) * _UNITS_S[found[2]]
+    return Nap(seconds, (found[3] or "").strip()[:400]) if 1 <= seconds <= 86400 else None
 
 
 def parse(text: str) -> Command:
@@ -72,6 +97,8 @@ def parse(text: str) -> Command:
             return Help() if word == "help" else Clear()
         case "model":
             return UseModel(argument or None)
+        case "nap" if (nap := nap_of(argument)) is not None:
+            return nap
         case _ if word in VERBS and not argument:
             return Act(word)
         case _:

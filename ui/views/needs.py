@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from reconciler.control.models import Agent, HiveStatus, Hold, Proposal, Question
+from reconciler.control.models import Agent, HiveStatus, Hold, Loop, Proposal, Question
 
 _FIRST = {"crashed": 0, "held": 1, "parked": 2, "stopped": 9}
 
@@ -21,16 +21,29 @@ class Needs:
     held: list[Agent]
     troubled: list[Agent]
     gone: list[str]
+    loops: list[Loop]
     hold: Hold | None
 
     @property
     def count(self) -> int:
-        lists = (self.approvals, self.questions, self.crashed, self.held, self.troubled, self.gone)
+        lists = (
+            self.approvals,
+            self.questions,
+            self.crashed,
+            self.held,
+            self.troubled,
+            self.gone,
+            self.loops,
+        )
         return sum(len(one) for one in lists) + (self.hold is not None)
 
 
 def needs(
-    approvals: Iterable[Proposal], questions: Iterable[Question], agents: Sequence[Agent], status: HiveStatus
+    approvals: Iterable[Proposal],
+    questions: Iterable[Question],
+    loops: Iterable[Loop],
+    agents: Sequence[Agent],
+    status: HiveStatus,
 ) -> Needs:
     """Oldest first: who has waited longest is served first. Which agents are held or stuck hived says, so
     that the page and `hive status` count the same."""
@@ -42,6 +55,7 @@ def needs(
         crashed=[agent for agent in stuck if agent.state == "crashed"],
         held=[agent for agent in agents if agent.name in status.held],
         troubled=[agent for agent in stuck if agent.state != "crashed"],
+        loops=[loop for loop in loops if loop.state == "held"],
         gone=[name for name in status.stuck if name not in known],
         hold=status.hold,
     )

@@ -16,6 +16,7 @@ Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`.
 | GET /v1/kept | - | KeptList | viewer |
 | POST /v1/agents/{name}/revive · …/purge | Act · Purge | Agent · Done | operator |
 | GET, POST /v1/agents/{name}/attachments · POST …/{attachment}/{renew,end} | - | Attachment | operator |
+| POST /v1/agents/{name}/nap | NapAgent | Agent | operator |
 | POST /v1/agents/{name}/model | SetModel | Agent | operator |
 | GET /v1/agents/{name}/spec | - | SpecView | viewer |
 | GET /v1/agents/{name}/generations | - | GenerationList | viewer |
@@ -35,6 +36,7 @@ Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`.
 | POST /v1/proposals/{id}/{deny,cancel} | Decide | Proposal | operator |
 | GET /v1/questions | - | QuestionList | viewer |
 | POST /v1/questions/{id}/answer · …/cancel | Answer · Write | Question | operator |
+| GET /v1/loops · POST /v1/loops/{name}/{peer} | - · DecideLoop | LoopList | viewer · operator |
 | GET /v1/drafts | - | DraftList | viewer |
 | GET /v1/events?after&before&agent&kind&limit | - | EventList | viewer |
 | GET /v1/stream (SSE, Last-Event-ID) | - | text/event-stream of Event | viewer |

@@ -87,6 +87,12 @@ class Act(Write):
     note: Annotated[str, Field(max_length=2000)] = ""
 
 
+class NapAgent(Act):
+    """Do not wake the agent before `seconds` have passed; `note` is shown as the reason."""
+
+    seconds: Annotated[int, Field(ge=1, le=86400)]
+
+
 class Rollback(Act):
     """Back to an earlier generation (None: the last good one before the current). `now`: do not wait for the
     end of a running turn."""
@@ -270,7 +276,7 @@ class HiveStatus(Model):
     """The hive at a glance. `troubles` of hived itself, in words with the remedy. `hold`: the whole hive is
     frozen. It counts as one thing that needs the operator, as does each of `held` (agents with a hold of
     their own) and of `stuck` (crashed, or no pass brings them to what they should be); no agent is in
-    both."""
+    both. `loops_held`: pairs of agents whose messages are held, because they only feed each other."""
 
     version: str
     platform: Literal["bare", "nixos"]
@@ -291,3 +297,4 @@ class HiveStatus(Model):
     hold: Hold | None = None
     held: list[str] = Field(default_factory=list)
     stuck: list[str] = Field(default_factory=list)
+    loops_held: int = 0

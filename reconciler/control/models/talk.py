@@ -69,3 +69,32 @@ class Answer(Write):
     """The operator's answer: chosen options and/or free text joined in `text`."""
 
     text: Annotated[str, Field(max_length=8000)] = ""
+
+
+class Loop(Model):
+    """Two agents between whom messages wait, because agents only answered each other for `hops` messages.
+
+    `held`: until the operator decides; `slowed`: until `until`. `last` is the beginning of the latest one,
+    hostile text.
+    """
+
+    agents: Annotated[list[str], Field(min_length=2, max_length=2)]
+    state: Literal["held", "slowed"]
+    waiting: int
+    hops: int
+    since: str
+    until: str | None
+    last: str
+
+
+class LoopList(Model):
+    """Held ones first."""
+
+    items: list[Loop]
+
+
+class DecideLoop(Write):
+    """Deliver what waits between two agents, or drop it for good."""
+
+    deliver: bool
+    note: Annotated[str, Field(max_length=2000)] = ""
