@@ -326,3 +326,18 @@ def test_a_question_goes_through_the_manager_to_an_agent_and_back(manager: Play,
     manager.exchange(("smith", agent.sent()[-1]))
     assert manager.called[-1][1]["to"] == "operator"
     assert 'My answer to "how the build is"' in manager.sent()[-1]
+
+
+def test_an_agent_naps_as_long_as_it_is_told(manager: Play) -> None:
+    manager.exchange(("operator", "take a nap of 90 seconds"))
+    assert manager.called[-1] == ("mcp__hyperhive__nap", {"seconds": 90, "reason": "the operator said so"})
+
+
+def test_two_agents_would_chat_for_ever(manager: Play, tmp_path: Path) -> None:
+    manager.exchange(("operator", "chat with smith"))
+    agent = Play(tmp_path / "smith", "smith", Role.AGENT, ())
+    for _ in range(3):
+        agent.exchange(("hm1nd", manager.sent()[-1]))
+        assert agent.called[-1][1]["to"] == "hm1nd"
+        manager.exchange(("smith", agent.sent()[-1]))
+        assert manager.called[-1][1]["to"] == "smith"
