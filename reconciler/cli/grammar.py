@@ -1,4 +1,5 @@
-"""What a verb is made of, and the argparse parser made from it. The verbs themselves stand in `verbs.py`."""
+"""What a verb is made of, and the argparse parser made from it. The verbs themselves stand in `verbs.py` and
+`hostverbs.py`."""
 
 from __future__ import annotations
 
@@ -86,6 +87,10 @@ def option(*names: str, about: str, **settings: Any) -> Argument:
 def switch(*names: str, about: str) -> Argument:
     """An option without a value."""
     return Argument(names, about, {"action": "store_true"})
+
+
+DRY_RUN = switch("--dry-run", about="say what would be done and do nothing")
+YES = switch("-y", "--yes", about="do not ask, even on a terminal")
 
 
 def whole(text: str) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from reconciler.cli.grammar import Argument, Verb, option, positional, switch, whole
+from reconciler.cli.grammar import DRY_RUN, YES, Argument, Verb, option, positional, switch, whole
+from reconciler.cli.hostverbs import HOST
 
 _AGENT = positional("agent", "the agent's name")
 _PEER = positional("peer", "the other agent's name")
 _ID = positional("id", "the proposal's number", type=whole)
 _NOTE = option("--note", about="a note that is kept with the decision", default="")
-_DRY_RUN = switch("--dry-run", about="say what would be done and do nothing")
-_YES = switch("-y", "--yes", about="do not ask, even on a terminal")
 _WAIT = switch("--wait", about="follow the build to its end and exit by it: 0 deployed, 1 anything else")
 _NOW = switch("--now", about="do not wait for the end of a running turn")
 
@@ -101,7 +100,7 @@ _AGENTS = (
             option("--description", about="what it is for", default=""),
             switch("--approve", about="decide it at once: it is your own request"),
             _WAIT,
-            _DRY_RUN,
+            DRY_RUN,
         ),
         (
             (
@@ -112,27 +111,27 @@ _AGENTS = (
         ),
         "Without --approve the exit status is 3: it waits for an approval.",
     ),
-    Verb("start", "Agents", "Let an agent run.", "fleet:start", (_AGENT, _DRY_RUN, _NOTE)),
+    Verb("start", "Agents", "Let an agent run.", "fleet:start", (_AGENT, DRY_RUN, _NOTE)),
     Verb(
         "stop",
         "Agents",
         "Stop an agent's container; everything else is kept.",
         "fleet:stop",
-        (_AGENT, _DRY_RUN, _NOTE),
+        (_AGENT, DRY_RUN, _NOTE),
     ),
     Verb(
         "restart",
         "Agents",
         "Stop and start an agent's container.",
         "fleet:restart",
-        (_AGENT, _DRY_RUN, _NOTE),
+        (_AGENT, DRY_RUN, _NOTE),
     ),
     Verb(
         "destroy",
         "Agents",
         "Remove an agent; its repository and state are kept.",
         "fleet:destroy",
-        (_AGENT, _DRY_RUN, _YES, _NOTE),
+        (_AGENT, DRY_RUN, YES, _NOTE),
     ),
     Verb(
         "kept",
@@ -145,7 +144,7 @@ _AGENTS = (
         "Agents",
         "Let a destroyed agent run again from what was kept of it.",
         "lifecycle:revive",
-        (_AGENT, _DRY_RUN, _NOTE),
+        (_AGENT, DRY_RUN, _NOTE),
     ),
     Verb(
         "purge",
@@ -155,7 +154,7 @@ _AGENTS = (
         (
             _AGENT,
             option("--confirm", about="its name again, instead of being asked for it", metavar="NAME"),
-            _DRY_RUN,
+            DRY_RUN,
             _NOTE,
         ),
         (("hive purge scribe --confirm scribe", "its name and uid range are free again"),),
@@ -168,7 +167,7 @@ _AGENTS = (
         (
             positional("agent", "the agent's name", nargs="?"),
             switch("--all", about="the whole hive, agents to come included"),
-            _DRY_RUN,
+            DRY_RUN,
             _NOTE,
         ),
         (
@@ -184,7 +183,7 @@ _AGENTS = (
         (
             positional("agent", "the agent's name", nargs="?"),
             switch("--all", about="the hive; what agents are held by themselves stays held"),
-            _DRY_RUN,
+            DRY_RUN,
             _NOTE,
         ),
     ),
@@ -197,7 +196,7 @@ _AGENTS = (
             _AGENT,
             positional("model", "the model from the next turn on", nargs="?"),
             switch("--default", about="take the override away: back to the spec's model"),
-            _DRY_RUN,
+            DRY_RUN,
         ),
         (
             ("hive model smith opus", "from the next turn on"),
@@ -209,11 +208,11 @@ _AGENTS = (
         "Agents",
         "Let an agent rest: nothing but something urgent wakes it before.",
         "fleet:nap",
-        (_AGENT, positional("seconds", "how long, 1 to 86400", type=whole), _DRY_RUN, _NOTE),
+        (_AGENT, positional("seconds", "how long, 1 to 86400", type=whole), DRY_RUN, _NOTE),
         (("hive nap scout 3600", "an hour; your message, or `hive wake scout`, ends it before"),),
     ),
-    Verb("wake", "Agents", "End an agent's nap.", "fleet:wake", (_AGENT, _DRY_RUN, _NOTE)),
-    Verb("cancel", "Agents", "End an agent's running turn.", "fleet:cancel", (_AGENT, _DRY_RUN, _NOTE)),
+    Verb("wake", "Agents", "End an agent's nap.", "fleet:wake", (_AGENT, DRY_RUN, _NOTE)),
+    Verb("cancel", "Agents", "End an agent's running turn.", "fleet:cancel", (_AGENT, DRY_RUN, _NOTE)),
     Verb(
         "transcript",
         "Agents",
@@ -237,7 +236,7 @@ _AGENTS = (
             ),
             _NOW,
             _WAIT,
-            _DRY_RUN,
+            DRY_RUN,
             _NOTE,
         ),
         (("hive rollback scout --wait", "back to what ran before, and see it come up"),),
@@ -286,10 +285,10 @@ _PROPOSALS = (
             positional("commit", "the full commit id"),
             option("--description", about="what changes and why", default=""),
             switch("--approve", about="show it when it is examined, and approve it"),
-            _YES,
+            YES,
             _NOW,
             _WAIT,
-            _DRY_RUN,
+            DRY_RUN,
         ),
         (("hive propose smith $(git rev-parse HEAD)", "after a push to the hive's repository of smith"),),
         "Without --approve the exit status is 3: it waits for an approval.",
@@ -299,7 +298,7 @@ _PROPOSALS = (
         "Proposals",
         "Approve exactly what is shown.",
         "decide:approve",
-        (_ID, _NOW, _NOTE, _YES, _WAIT, _DRY_RUN),
+        (_ID, _NOW, _NOTE, YES, _WAIT, DRY_RUN),
         (("hive approve 4 --wait", "shows the changes, asks, and follows the build"),),
         "Shows the settings before and after with their risk, asks on a terminal, and binds the approval to "
         "what was shown: if the proposal has changed meanwhile, nothing happens.",
@@ -309,7 +308,7 @@ _PROPOSALS = (
         "Proposals",
         "Deny a proposal; the note reaches the proposer.",
         "decide:deny",
-        (_ID, _NOTE, _DRY_RUN),
+        (_ID, _NOTE, DRY_RUN),
         (("hive deny 4 --note 'haiku is enough for this'", "the agent reads the note"),),
     ),
     Verb(
@@ -317,7 +316,7 @@ _PROPOSALS = (
         "Proposals",
         "Take a proposal back before it is activated.",
         "decide:cancel",
-        (_ID, _NOTE, _DRY_RUN),
+        (_ID, _NOTE, DRY_RUN),
     ),
     Verb("drafts", "Proposals", "List new agents that the manager is drafting.", "decide:drafts"),
 )
@@ -340,7 +339,7 @@ _TALK = (
                 default=600,
                 metavar="SECONDS",
             ),
-            _DRY_RUN,
+            DRY_RUN,
         ),
         (
             ("hive send scout 'what is in your repository?' --wait", "prints scout's answer"),
@@ -367,7 +366,7 @@ _TALK = (
         "Messages",
         "Deliver what waits between two agents that only feed each other.",
         "loops:deliver",
-        (_AGENT, _PEER, _DRY_RUN, _NOTE),
+        (_AGENT, _PEER, DRY_RUN, _NOTE),
         (("hive deliver smith scout", "they may go on; the count begins anew"),),
     ),
     Verb(
@@ -375,7 +374,7 @@ _TALK = (
         "Messages",
         "Drop what waits between two agents that only feed each other.",
         "loops:drop",
-        (_AGENT, _PEER, _YES, _DRY_RUN, _NOTE),
+        (_AGENT, _PEER, YES, DRY_RUN, _NOTE),
     ),
     Verb("questions", "Messages", "List the agents' questions, open ones first.", "talk:questions"),
     Verb(
@@ -386,7 +385,7 @@ _TALK = (
         (
             positional("id", "the question's number", type=whole),
             positional("text", "the answer; without it, or as '-', standard input", nargs="*"),
-            _DRY_RUN,
+            DRY_RUN,
         ),
     ),
     Verb(
@@ -394,114 +393,8 @@ _TALK = (
         "Messages",
         "Cancel a question; the agent is told.",
         "talk:cancel_question",
-        (positional("id", "the question's number", type=whole), _DRY_RUN),
+        (positional("id", "the question's number", type=whole), DRY_RUN),
     ),
 )
 
-_ROOT = option(
-    "--root", about="write below this directory and tell nobody (an image)", default="/", metavar="DIR"
-)
-_DRY_RUN_FILES = switch("--dry-run", about="print what would change, and change nothing")
-
-_HOST = (
-    Verb(
-        "login",
-        "People and host",
-        "Print a one-time link that logs a browser in.",
-        "history:login",
-        (
-            option("--user", about="who logs in (default operator); made if new", default="operator"),
-            option(
-                "--role",
-                about="what a new user may do (default operator)",
-                choices=("viewer", "operator"),
-                default="operator",
-            ),
-            _DRY_RUN,
-        ),
-    ),
-    Verb("users", "People and host", "List people who may log in.", "history:users"),
-    Verb("sessions", "People and host", "List live browser sessions.", "history:sessions"),
-    Verb(
-        "doctor",
-        "People and host",
-        "Check everything that must be true of the hive and its host.",
-        "care:doctor",
-        (
-            switch("--repair", about="first make anew what is only a picture of the rows"),
-            switch("--dry-run", about="with --repair: only check"),
-            switch("--all", about="show also what is well"),
-        ),
-        (("hive doctor --json | jq '.items[] | select(.status == \"fail\")'", "for a monitor"),),
-        "Exits by 1 if anything failed; warnings are allowed. While hived is away, it checks what the disk "
-        "tells.",
-    ),
-    Verb(
-        "backup",
-        "People and host",
-        "Write the whole hive into one file, while it lives.",
-        "care:backup",
-        (
-            positional("file", "the file, which must not exist; '-' is standard output"),
-            switch("--without-state", about="leave the agents' own trees out"),
-            switch("--dry-run", about="say what would be in it, and how large"),
-        ),
-        (("hive backup /srv/hive-$(date +%F).tar", "every hash is compared before the file gets its name"),),
-        "Rows, repositories and staged states are of one instant; the agents' trees are read after it, while "
-        "they work. Sockets, pipes, devices and extended attributes are left out. No credential is in it, "
-        "but all that agents know: its mode is 0600, keep it like that.",
-    ),
-    Verb(
-        "restore",
-        "People and host",
-        "Make an empty host hold the hive of a backup; hived must not run.",
-        "care:restore",
-        (
-            positional("file", "what `hive backup` wrote"),
-            switch("--dry-run", about="check all of it, and whether it fits here, and do nothing"),
-            _YES,
-        ),
-        (("hive restore /srv/hive-2026-01-31.tar", "as root, then start hived"),),
-        "Refuses a file that is damaged or newer, a state directory that is not empty, and uids that are "
-        "taken here. Needs root.",
-    ),
-    Verb(
-        "schema",
-        "People and host",
-        "Print the JSON Schema of an agent's settings.",
-        "local:schema",
-        (),
-        (("hive schema > spec.schema.json", "for an editor or another program"),),
-        json=False,
-    ),
-    Verb(
-        "check-config",
-        "People and host",
-        "Validate the host's configuration without a hive.",
-        "local:check_config",
-        (positional("file", "the file (default $HIVE_CONFIG, else /etc/hyperhive/config.json)", nargs="?"),),
-    ),
-    Verb(
-        "install-units",
-        "People and host",
-        "Install or update the services on a host with systemd.",
-        "install:install_units",
-        (_ROOT, _DRY_RUN_FILES),
-        (("hive install-units --dry-run", "shows the difference to what is installed"),),
-        "Writes the unit files, users and directories that this program needs where it lies now, and a first "
-        "/etc/hyperhive/config.json if there is none; says what to do next. May be repeated: it changes only "
-        "what differs.",
-    ),
-    Verb(
-        "uninstall-units",
-        "People and host",
-        "Stop the services and remove what install-units wrote.",
-        "install:uninstall_units",
-        (_ROOT, _DRY_RUN_FILES),
-        (),
-        "Configuration, users, repositories and databases stay.",
-    ),
-    Verb("version", "People and host", "Print the version.", "local:version"),
-)
-
-VERBS: tuple[Verb, ...] = (*_HIVE, *_AGENTS, *_PROPOSALS, *_TALK, *_HOST)
+VERBS: tuple[Verb, ...] = (*_HIVE, *_AGENTS, *_PROPOSALS, *_TALK, *HOST)
