@@ -14,7 +14,7 @@ from pathlib import Path
 AGENT_UID = 1000
 MODEL_PORT = 8080
 PATH = "/usr/bin:/bin"
-_IDLE_PARK_S = 900.0
+_IDLE_PARK_S = 86_400.0  # for a host that is away: by itself it says when an idle CLI is to be ended
 _STALL_S = 420.0  # the CLI itself gives a silent stream up after 300 s, a silent request after 361 s
 _TOOL_STALL_S = 900.0  # a command of the shell may take 600 s
 

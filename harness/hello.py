@@ -44,7 +44,7 @@ def say_hello(path: str, boot: str, wire: int, sleep: Callable[[float], None] = 
     A refusal is printed once per text (to the console log) and tried again: the host may be about to approve
     something.
     """
-    body = json.dumps({"wire": wire, "boot": boot, "turn": None}).encode()
+    body = json.dumps({"wire": wire, "boot": boot, "turn": None, "resident": False}).encode()
     told = ""
     for pause in backoff():
         connection = _UnixConnection(path)

@@ -32,6 +32,7 @@ from harness.wire import (
     EventsTaken,
     Hello,
     Inbox,
+    Purpose,
     TurnBegun,
     TurnEvent,
     TurnEvents,
@@ -75,7 +76,8 @@ class HostAway(LinkError):  # noqa: N818 - it says what it is
 
 
 class Link:
-    """All calls to the host. `turn` is what `hello` names after a gap; the turn loop sets it."""
+    """All calls to the host. `turn` and `is_resident` are what `hello` tells after a gap: the turn that is
+    going on, and whether a CLI is running; the turn loop sets them."""
 
     def __init__(
         self,
@@ -103,6 +105,7 @@ class Link:
         self._received: list[int] = []
         self.welcome = welcome
         self.turn: int | None = None
+        self.is_resident: Callable[[], bool] = lambda: False
 
     async def close(self) -> None:
         """Closes all connections; calls that still wait fail."""
@@ -147,9 +150,14 @@ class Link:
         """Gives messages back unread; they come again."""
         await self.post(f"leases/{lease}/return", None, Done, deadline_s=ATTEMPT_S)
 
-    async def begin_turn(self, lease: int | None, key: str) -> TurnBegun:
-        """Opens a turn over the messages of a lease."""
-        return await self.post("turns", BeginTurn(lease=lease, key=key), TurnBegun, deadline_s=None)
+    async def begin_turn(self, lease: int | None, key: str, purpose: Purpose = "messages") -> TurnBegun:
+        """Opens a turn over the messages of a lease, or one for another purpose, which waits for a seat."""
+        body = BeginTurn(lease=lease, key=key, purpose=purpose)
+        return await self.post("turns", body, TurnBegun, deadline_s=None)
+
+    async def parked(self) -> None:
+        """Tells that no CLI is running; should the host be away, the next hello does."""
+        await self.post("parked", None, Done)
 
     async def send_events(self, turn: int, events: Sequence[TurnEvent]) -> int:
         """Hands over a batch; the number up to which the host has them."""
@@ -294,7 +302,7 @@ class Link:
             for pause in backoff():
                 if self._greeted:
                     return
-                hello = Hello(wire=WIRE_VERSION, boot=self._boot, turn=self.turn)
+                hello = Hello(wire=WIRE_VERSION, boot=self._boot, turn=self.turn, resident=self.is_resident())
                 try:
                     raw = await self._once("POST", "hello", None, _json(hello), ATTEMPT_S, ANSWER_MAX_BYTES)
                     self.welcome = _parsed(Welcome, raw)

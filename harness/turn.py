@@ -56,7 +56,8 @@ class Between(Protocol):
 class Orders:
     """What the host ordered and is not done yet. `changed` is set by every order.
 
-    `spec`: ask the host what is approved now; `news`: it has told, and that is to be applied.
+    `spec`: ask the host what is approved now; `news`: it has told, and that is to be applied; `park`: end the
+    CLI, unless a later turn than this one has begun.
     """
 
     session_id: str = ""
@@ -64,6 +65,7 @@ class Orders:
     spec: bool = False
     news: bool = False
     repos: bool = False
+    park: int | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def take(self, order: Directive) -> None:
@@ -71,12 +73,15 @@ class Orders:
         match order.kind:
             case "session":
                 self.session_id = str(order.data.get("session_id", ""))
+                self.compact = False  # of the conversation that is left behind
             case "compact":
                 self.compact = True
             case "spec":
                 self.spec = True
             case "repos":
                 self.repos = True
+            case "park":
+                self.park = int(order.data.get("after", 0))
             case "model" | "wake" | "cancel":
                 pass  # the next turn names its model; the end of a nap shows in the inbox
         self.changed.set()
@@ -110,6 +115,9 @@ class TurnLoop:
         self._sleep = sleep
         self._stopping = False
         self._cancelled = False
+        self._last_turn = 0
+        self._told_resident = False
+        link.is_resident = lambda: session.is_open
         self._out_of_turn = asyncio.Event()
         self._out_of_turn.set()
 
@@ -128,11 +136,14 @@ class TurnLoop:
                 if poll.done() and not self._stopping:
                     inbox, poll = await self._received(poll), None
                     if inbox is not None and inbox.lease is not None:
+                        self.orders.park = None  # the host has changed its mind
+                        await self._settle()  # what was ordered before these messages were given out
                         await self._deliver(inbox)
                         worked_at = clock()
                         continue
                 if self._session.is_open and clock() >= idle_at:
                     await self._session.close()
+                await self._tell_parked()
         finally:
             if poll is not None:
                 poll.cancel()
@@ -196,6 +207,21 @@ class TurnLoop:
             orders.compact = False
             self._session.context = None
             await self._compact()
+        if orders.park is not None:
+            after, orders.park = orders.park, None
+            if after >= self._last_turn:
+                await self._session.close()
+                self._told_resident = True  # whatever the host thinks, it is answered
+        await self._tell_parked()
+
+    async def _tell_parked(self) -> None:
+        """Gives the seat back when there is no CLI any more. Should it get lost, the next hello tells."""
+        if self._told_resident and not self._session.is_open:
+            self._told_resident = False
+            try:
+                await self._link.parked()
+            except LinkError as error:
+                log.warning("telling that the session is parked: %s", error)
 
     async def _deliver(self, inbox: Inbox) -> None:
         """One turn over the messages of a lease."""
@@ -214,7 +240,7 @@ class TurnLoop:
     async def _compact(self) -> None:
         """A turn of its own, in which the CLI sums the conversation up."""
         try:
-            begun = await self._link.begin_turn(None, uuid.uuid4().hex)
+            begun = await self._link.begin_turn(None, uuid.uuid4().hex, "compaction")
         except LinkError as error:
             log.warning("beginning a compaction: %s", error)
             return
@@ -244,6 +270,7 @@ class TurnLoop:
         """Opens and closes a turn around `work`. The end goes out after all events, however long the host is
         away."""
         self._link.enter_turn(begun.turn)
+        self._last_turn, self._told_resident = begun.turn, True
         self._cancelled = False
         self._out_of_turn.clear()
         buffer = EventBuffer()

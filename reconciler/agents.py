@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import Literal, Protocol, assert_never
 
 from reconciler import __version__, causes
 from reconciler.approvals import views
@@ -22,7 +24,7 @@ from reconciler.plan.steps import Again, Failed, Plan, Settled, Waiting
 from reconciler.services import Actor, Approvals
 from reconciler.store import agents as agent_rows
 from reconciler.store import fleet, holds, loops
-from reconciler.store.db import Database, Row, Store
+from reconciler.store.db import Database, Row, Store, Tx
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,20 @@ class Now:
     context_used: int | None
     context_window: int | None
     active_model: str | None
+    resident: bool = False
+
+
+class SeatCount(Protocol):
+    """How many seats there are, are taken, are at work, and how many agents wait for one."""
+
+    @property
+    def cap(self) -> int: ...
+    @property
+    def taken(self) -> int: ...
+    @property
+    def busy(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
 
 
 class Presence(Protocol):
@@ -43,6 +59,14 @@ class Presence(Protocol):
 
     async def now(self, name: AgentName, row: Row | None = None) -> Now:
         """`row`: the agent's, if it was just read."""
+        ...
+
+    def seats(self) -> SeatCount:
+        """Those of resident sessions."""
+        ...
+
+    def fresh_session(self, name: AgentName) -> None:
+        """Its context is empty from now on."""
         ...
 
 
@@ -179,6 +203,8 @@ class AgentService:
                 limits_enforced=list(status.limits_enforced),
             ),
             trouble=visible(self._trouble(name) or ""),
+            resident=now.resident,
+            queued=_queued(row),
         )
 
     async def spec(self, name: str) -> api.SpecView:
@@ -271,7 +297,12 @@ class AgentService:
             held=sorted(held),
             stuck=sorted(stuck),
             loops_held=looping,
+            seats=self._seats(),
         )
+
+    def _seats(self) -> api.Seats:
+        count = self._presence.seats()
+        return api.Seats(cap=count.cap, taken=count.taken, busy=count.busy, waiting=count.waiting)
 
     # ------------------------------------------------------------------------------------------- steering
     async def new(self, actor: Actor, request: api.NewAgent) -> api.Proposal:
@@ -360,6 +391,40 @@ class AgentService:
             self._voice.nudge(AgentName(row["name"]))
         return await self.get(name)
 
+    async def compact(self, actor: Actor, name: str, request: api.Act) -> api.Agent:
+        """Sum its conversation up when the running turn is over."""
+        async with self._between_turns(actor, name, request, "compact") as tx:
+            await agent_rows.want_compaction(tx, name, wanted=True)
+            found = await fleet.agent(tx, name)
+        if request.dry_run:
+            return await self._shown(found)
+        await self._voice.direct(AgentName(name), "compact")
+        return await self.get(name)
+
+    async def new_session(self, actor: Actor, name: str, request: api.Act) -> api.Agent:
+        """A fresh conversation from the next turn on. A parking without end was over the old one: it ends."""
+        session = str(uuid.uuid4())
+        async with self._between_turns(actor, name, request, "new-session") as tx:
+            await agent_rows.renew_session(tx, name, session)
+            found = await fleet.agent(tx, name)
+        if request.dry_run:
+            return await self._shown(found)
+        self._presence.fresh_session(AgentName(name))
+        await self._voice.direct(AgentName(name), "session", session_id=session)
+        self._voice.nudge(AgentName(name))
+        return await self.get(name)
+
+    @contextlib.asynccontextmanager
+    async def _between_turns(self, actor: Actor, name: str, request: api.Act, verb: str) -> AsyncIterator[Tx]:
+        """The transaction of an order that is carried out when the agent is between two turns."""
+        _operator(actor)
+        async with self._store.state.transaction(dry_run=request.dry_run) as tx:
+            if (await fleet.agent(tx, name))["desired"] == Desired.DESTROYED:
+                raise _destroyed(name)
+            yield tx
+            await tx.audit(actor.name, f"agent.{verb}", name, note=request.note)
+            await tx.emit("agent.ordered", name, order=verb)
+
     async def set_model(self, actor: Actor, name: str, request: api.SetModel) -> api.Agent:
         """Override the model from the next turn on; None goes back to the spec's."""
         _operator(actor)
@@ -388,6 +453,15 @@ class AgentService:
         await self._voice.direct(AgentName(name), "model", model=wanted)
         self._wake(AgentName(name))
         return await self.get(name)
+
+
+def _queued(row: Row) -> list[Literal["compact", "new-session"]]:
+    found: list[Literal["compact", "new-session"]] = []
+    if row["turn_id"] is not None and row["turn_session"] != row["session_id"]:
+        found.append("new-session")
+    if row["compact_wanted"] and row["turn_purpose"] != "compaction":
+        found.append("compact")
+    return found
 
 
 def _plan(name: str, planned: Plan) -> api.Plan:

@@ -25,10 +25,11 @@ from reconciler.approvals.tags import ProposalTags
 from reconciler.backup.restore import refuse_half_restored
 from reconciler.backup.service import BackupService
 from reconciler.broker.broker import MessageBroker
+from reconciler.broker.core import Seats
 from reconciler.broker.events import EventLog
 from reconciler.broker.loops import Limits
 from reconciler.broker.presence import Presence
-from reconciler.config import Config
+from reconciler.config import Config, Sessions
 from reconciler.control.accounts import AccountService
 from reconciler.control.agentserver import AgentServers
 from reconciler.control.auth import Ids
@@ -68,6 +69,7 @@ from reconciler.store.db import Store
 
 log = structlog.get_logger("hived")
 
+RESIDENT_BYTES = 300 * 1024 * 1024  # a Claude Code of a few turns has 235 MB, and grows
 BUILD_USERS = ("trees", "quarantine", "clients")  # folders with things of the build user in them
 READ_ONE_S = 60.0  # what the start may take longer for each agent that was read
 
@@ -102,6 +104,12 @@ def real_effects(config: Config) -> Effects:
     return Effects(containers, nix, git, files, clock, close, containers.foreign)
 
 
+def seats(sessions: Sessions) -> Seats:
+    """The seats of this host. By themselves as many as half of its memory holds, and not fewer than two."""
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return Seats(sessions.resident_max or max(2, half // RESIDENT_BYTES), sessions.idle_s)
+
+
 @dataclass(frozen=True, slots=True)
 class Supervisor:
     """What started hived: the way to tell it how things stand, and the sockets that it holds for us."""
@@ -134,6 +142,7 @@ class Hived:
         self.broker = MessageBroker(
             store, self.clock, self.events, presence, wake=self.wake, on_hello=self._before_hello,
             limits=Limits(config.loops.slow_after, config.loops.hold_after),
+            seats=seats(config.sessions),
         )  # fmt: skip
         self.builds = Builds(
             store, self.git, nix, state / "trees", parallel=config.parallel_builds,

@@ -77,6 +77,14 @@ class Loops(_Part):
         return self
 
 
+class Sessions(_Part):
+    """Claude Codes that stay in memory between turns: at most `resident_max` at once (null: as many as half
+    of the host's memory holds), each until its agent idled for `idle_s` seconds."""
+
+    resident_max: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    idle_s: Annotated[float, Field(ge=1, le=604_800)] = 900.0
+
+
 Days = Annotated[int, Field(ge=1, le=3650)]
 
 
@@ -117,6 +125,7 @@ class Config(_Part):
     timeouts: Timeouts = Timeouts()
     retention: Retention = Retention()
     loops: Loops = Loops()
+    sessions: Sessions = Sessions()
     parallel_builds: Annotated[int, Field(ge=1, le=64)] = 2
 
 

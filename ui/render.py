@@ -39,6 +39,8 @@ _DONE = {
     "nap": "Napping.",
     "loop-deliver": "Delivered. The count begins anew.",
     "loop-drop": "Dropped.",
+    "compact": "The conversation is summed up when the agent is between two turns.",
+    "new-session": "A fresh conversation begins with the next turn.",
     "hold": "Held: nothing of it runs until you release it.",
     "release": "Released: it goes on where it was.",
     "hold-all": "The whole hive is held.",

@@ -13,6 +13,7 @@
 | POST questions | AskOperator | Asked |
 | POST nap | Nap | Done |
 | POST status | Status | Done |
+| POST parked | - | Done |
 | POST proposals?agent&commit&description | git bundle (application/octet-stream) | Proposed |
 | POST drafts | SpawnDraft | DraftMade |
 | POST drafts/{name}/commit?commit&description | multipart: `bundle`, `state` (tar) | Proposed |
@@ -62,11 +63,13 @@ class Done(Wire):
 
 class Hello(Wire):
     """First call of a harness after each start or reconnect. `boot` is random per harness process;
-    `turn` is the turn that is still going on from before the host went away."""
+    `turn` is the turn that is still going on from before the host went away. `resident`: whether it has a
+    CLI running (None: it is of an older release and does not know the order `park`)."""
 
     wire: int
     boot: Annotated[str, Field(pattern=BOOT_PATTERN)]
     turn: int | None = None
+    resident: bool | None = None
 
 
 class Welcome(Wire):
@@ -125,12 +128,17 @@ class Sent(Wire):
     note: str = ""
 
 
+Purpose = Literal["messages", "compaction", "notes"]
+
+
 class BeginTurn(Wire):
-    """A turn over the messages of `lease` (None: a turn for a directive such as compaction). `key` makes it
-    idempotent."""
+    """A turn over the messages of `lease`, or without one for another `purpose`: to sum the conversation up,
+    or to rewrite the notes. `key` makes it idempotent. Code `no-seat` (503 with another code than `busy`):
+    no seat is free for a CLI, try again later."""
 
     lease: int | None
     key: Annotated[str, Field(min_length=8, max_length=64)]
+    purpose: Purpose = "messages"
 
 
 class TurnBegun(Wire):
@@ -153,6 +161,7 @@ EventKind = Literal[
     "compaction",
     "result",
     "context",
+    "notes",
 ]
 
 
@@ -161,9 +170,10 @@ class TurnEvent(Wire):
 
     `data` by kind: prompt {text}; text {text}; thinking {text}; tool_call {id, name, input}; tool_result
     {id, text, is_error, duration_ms?}; policy_refusal {tool, command?, reason}; note {text}; stderr {text};
-    model {model}; compaction {before_tokens, after_tokens?}; result {is_error, subtype, terminal_reason?,
-    api_error_status?, duration_ms, num_turns, text?}; context {used_tokens, window_tokens}. Texts are cut at
-    `EVENT_TEXT_MAX` characters.
+    model {model}; compaction {before_tokens} when it begins, with {after_tokens} or {error} when it is over;
+    result {is_error, subtype, terminal_reason?, api_error_status?, duration_ms, num_turns, text?};
+    context {used_tokens, window_tokens}; notes {before_bytes, after_bytes?, error?}: a rewriting that was
+    done, or was not. Texts are cut at `EVENT_TEXT_MAX` characters.
     """
 
     seq: Annotated[int, Field(ge=1)]
@@ -213,11 +223,12 @@ class EndTurn(Wire):
 
 class Directive(Wire):
     """An order of the host. `spec` means: the approved spec changed, say hello again at the turn's end.
-    `model` carries `{model}`; `session` `{session_id}` (a fresh one); `wake` ends a nap; `text` `{turn?}`
-    etc. by kind."""
+    `model` carries `{model}`; `session` `{session_id}` (a fresh one); `wake` ends a nap; `park` `{after}`:
+    end the CLI and say so by `POST parked`, unless a turn with a larger id than `after` has begun; `text`
+    `{turn?}` etc. by kind."""
 
     id: int
-    kind: Literal["cancel", "model", "compact", "session", "spec", "wake", "repos"]
+    kind: Literal["cancel", "model", "compact", "session", "spec", "wake", "repos", "park"]
     data: dict[str, Any] = {}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from harness import wire
-from reconciler.broker.core import Core
+from reconciler.broker.core import SEATS, Core, Seats
 from reconciler.broker.delivery import Delivery
 from reconciler.broker.events import EventLog
 from reconciler.broker.loops import Limits, Loops
@@ -21,7 +21,7 @@ from reconciler.model.instants import micros
 from reconciler.model.names import AgentName
 from reconciler.room import lasting
 from reconciler.services import Actor, Wake
-from reconciler.store import agents, messages
+from reconciler.store import agents, messages, turns
 from reconciler.store.db import Store
 
 
@@ -43,8 +43,9 @@ class MessageBroker:
         wake: Wake,
         on_hello: OnHello,
         limits: Limits = Limits(),  # noqa: B008 - frozen
+        seats: Seats = SEATS,
     ) -> None:
-        self._core = Core(store, clock, events, presence, wake)
+        self._core = Core(store, clock, events, presence, wake, seats)
         self._sending = Sending(self._core, limits)
         self._delivery = Delivery(self._core)
         self._turns = Turns(self._core, on_hello)
@@ -58,6 +59,8 @@ class MessageBroker:
         """Take up what the process before left: events that were not copied yet, open turns."""
         await self._core.events.drain()
         await self._core.presence.load()
+        for row in await turns.all_open(self._core.store.state):
+            self._core.residency.busy(row["agent"], row["id"])
 
     async def run(self) -> None:
         """Tell of states and expire questions until cancelled."""
@@ -65,6 +68,7 @@ class MessageBroker:
             clock = self._core.clock
             group.create_task(lasting("presence", self._core.presence.run, clock), name="presence")
             group.create_task(lasting("questions", self._questions.run, clock), name="questions")
+            group.create_task(lasting("parking", self._orders.park, clock), name="parking")
 
     def _observe(self, event: api.Event) -> None:
         """Wake whom an event of another service concerns; the commits of this one wake by themselves."""
@@ -143,6 +147,10 @@ class MessageBroker:
                 return
             await agents.nap(tx, agent, tx.now + micros(request.seconds), request.reason)
             tx.after_commit(lambda: self._core.presence.touch(agent))
+
+    async def parked(self, agent: AgentName) -> None:
+        """The agent's harness has ended its CLI."""
+        self._core.residency.parked(agent)
 
     async def set_status(self, agent: AgentName, request: wire.Status) -> None:
         async with self._core.store.state.quick() as tx:

@@ -82,7 +82,11 @@ FIELDS: Mapping[str, Mapping[str, tuple[Clean, bool]]] = {
     "note": {"text": (_long, True)},
     "stderr": {"text": (_long, True)},
     "model": {"model": (_word, True)},
-    "compaction": {"before_tokens": (_tokens, True), "after_tokens": (_tokens, False)},
+    "compaction": {
+        "before_tokens": (_tokens, True),
+        "after_tokens": (_tokens, False),
+        "error": (_word, False),
+    },
     "result": {
         "is_error": (_flag, True),
         "subtype": (_word, True),
@@ -93,6 +97,7 @@ FIELDS: Mapping[str, Mapping[str, tuple[Clean, bool]]] = {
         "text": (_long, False),
     },
     "context": {"used_tokens": (_tokens, True), "window_tokens": (_tokens, True)},
+    "notes": {"before_bytes": (_tokens, True), "after_bytes": (_tokens, False), "error": (_long, False)},
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from reconciler.broker.events import EventLog
 from reconciler.broker.policy import Policy, Roster
 from reconciler.broker.presence import Presence
+from reconciler.broker.residency import CAP_DEFAULT, IDLE_DEFAULT_S, Residency
 from reconciler.broker.signals import Signal
 from reconciler.effects.protocols import Clock
 from reconciler.errors import AgentError, OperatorError, TemporaryError
@@ -22,6 +23,17 @@ from reconciler.store import agents, deployments
 from reconciler.store.db import Reader, Row, Store
 
 BODY_MAX_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Seats:
+    """How many agents may keep a Claude Code in memory at once, and how long while they idle."""
+
+    cap: int = CAP_DEFAULT
+    idle_s: float = IDLE_DEFAULT_S
+
+
+SEATS = Seats()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +54,15 @@ class Serving:
 class Core:
     """Shared by sending, delivery, turns, questions and orders; no policy of its own."""
 
-    def __init__(self, store: Store, clock: Clock, events: EventLog, presence: Presence, wake: Wake) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        events: EventLog,
+        presence: Presence,
+        wake: Wake,
+        seats: Seats = SEATS,
+    ) -> None:
         self.store = store
         self.clock = clock
         self.events = events
@@ -51,10 +71,25 @@ class Core:
         self.inboxes: defaultdict[str, Signal] = defaultdict(Signal)
         self.orders: defaultdict[str, Signal] = defaultdict(Signal)
         self.draining: set[str] = set()
+        self.parking = Signal()
+        self.residency = Residency(
+            cap=seats.cap,
+            idle_s=seats.idle_s,
+            clock=clock.monotonic,
+            ring=self.ring,
+            changed=presence.touch,
+            look=self.parking.notify,
+        )
+        presence.residency = self.residency
 
     def ring(self, agent: str) -> None:
         """Let the agent's waiting inbox look again."""
         self.inboxes[agent].notify()
+
+    def rest(self, agent: AgentName) -> None:
+        """The agent holds no lease; without a turn, it is at rest."""
+        if self.presence.turn_of(agent) is None:
+            self.residency.rest(agent)
 
     def check_boot(self, agent: AgentName, boot: str) -> None:
         """`AgentError` code `hello-first` unless this harness process was the last to greet."""

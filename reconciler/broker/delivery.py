@@ -36,6 +36,17 @@ class Delivery:
         it, and nap and parking do not matter: the agent is awake."""
         deadline = self._core.clock.monotonic() + min(max(wait_s, 0.0), WAIT_MAX_S)
         limit = max(1, min(limit, BATCH_MAX))
+        if turn is not None:
+            return await self._wait(agent, boot, deadline, limit, turn)
+        self._core.residency.poll_begins(agent)
+        try:
+            return await self._wait(agent, boot, deadline, limit, turn)
+        finally:
+            self._core.residency.poll_ends(agent)
+
+    async def _wait(
+        self, agent: AgentName, boot: str, deadline: float, limit: int, turn: int | None
+    ) -> wire.Inbox:
         bell = self._core.inboxes[agent]
         rung = False
         while True:
@@ -47,6 +58,8 @@ class Delivery:
             if rung and (found := await self._take(agent, boot, limit, turn)) is not None:
                 return found
             opens_at = await self._opens_at(self._core.store.state, agent, turn)
+            if opens_at != 0 and turn is None:
+                self._core.residency.withdraw(agent)
             if opens_at == 0 and not rung and await self._waits(agent, boot, turn):
                 found = await self._take(agent, boot, limit, turn)
                 if found is not None:
@@ -69,6 +82,8 @@ class Delivery:
             return 0
         if self._core.presence.turn_of(agent) is not None:
             return None  # one turn at a time
+        if await turns.orders_wait(reader, agent):
+            return None  # what comes after a fresh session must not be told to the old one
         now = self._now()
         parked = agents.parked_until(row, now)
         return None if parked is None else max(parked, agents.napping_until(row, now))
@@ -84,6 +99,19 @@ class Delivery:
         return await leases.unbound(state, agent, boot) is not None
 
     async def _take(self, agent: AgentName, boot: str, limit: int, turn: int | None) -> wire.Inbox | None:
+        if turn is not None:
+            return await self._lease(agent, boot, limit, turn)
+        found = None
+        try:
+            found = await self._lease(agent, boot, limit, turn)
+        finally:
+            if found is None and self._core.presence.turn_of(agent) is None:
+                self._core.residency.rest(agent)  # whatever kept it from its messages keeps no seat
+        return found
+
+    async def _lease(self, agent: AgentName, boot: str, limit: int, turn: int | None) -> wire.Inbox | None:
+        """What is due, under a lease, if the agent holds a seat; None if there is nothing for it now."""
+        residency = self._core.residency
         async with self._core.store.state.quick() as tx:
             # Looked at under the lock: hello, hold and end of turn go through the same one.
             self._core.check_boot(agent, boot)
@@ -93,9 +121,14 @@ class Delivery:
                 return None
             if turn is None and (old := await leases.unbound(tx, agent, boot)) is not None:
                 rows = await leases.messages(tx, old["id"])
+                residency.busy(agent)
                 return await self._answer(tx, agent, old["id"], rows) if rows else None
             rows = _batch(await messages.due(tx, agent, limit, tx.now))
             if not rows:
+                residency.withdraw(agent)
+                return None
+            urgent = await messages.urgent_waits(tx, agent)
+            if turn is None and not residency.ask(agent, urgent=urgent):
                 return None
             lease = await leases.grant(tx, agent, boot, turn, [row["id"] for row in rows])
             await loops.take_up(tx, agent, rows, more=turn is not None)
@@ -120,12 +153,14 @@ class Delivery:
         async with self._core.store.state.quick() as tx:
             await self._check_lease(tx, agent, lease, "returned")
             await leases.ack(tx, lease)
+            tx.after_commit(lambda: self._core.rest(agent))
 
     async def return_lease(self, agent: AgentName, lease: int) -> None:
         """The messages of a lease wait again, marked; nothing if they do."""
         async with self._core.store.state.quick() as tx:
             await self._check_lease(tx, agent, lease, "acked")
             await leases.give_back(tx, lease, failed=False)
+            tx.after_commit(lambda: self._core.rest(agent))
             tx.after_commit(lambda: self._core.ring(agent))
 
     async def _check_lease(self, tx: Tx, agent: str, lease: int, too_late: str) -> None:

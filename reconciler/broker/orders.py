@@ -44,6 +44,17 @@ class Orders:
             await turns.direct(tx, agent, kind, data)
             tx.after_commit(self._core.orders[agent].notify)
 
+    async def park(self) -> None:
+        """Tell residents to end their CLI when their seats are needed, until cancelled."""
+        core = self._core
+        while True:
+            seen = core.parking.version
+            pause_s = core.residency.tick()
+            parking, core.residency.to_park = core.residency.to_park, {}
+            for agent, turn in parking.items():
+                await self.give(AgentName(agent), "park", after=turn)
+            await core.parking.wait(seen, core.clock, pause_s)
+
     async def take(self, agent: AgentName, *, wait_s: float, after: int) -> wire.Directives:
         """Orders above `after`, in order; waits for some up to `wait_s`. Up to `after` they are forgotten."""
         deadline = self._core.clock.monotonic() + min(max(wait_s, 0.0), WAIT_MAX_S)
@@ -51,6 +62,7 @@ class Orders:
         if await turns.directives_done(state, agent) < after and await turns.directives(state, agent, 0):
             async with state.transaction() as tx:
                 await turns.forget_directives(tx, agent, after)
+                tx.after_commit(lambda: self._core.ring(agent))
         bell = self._core.orders[agent]
         while True:
             seen = bell.version

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from reconciler.agents import Now
+from reconciler.broker.residency import Count, Residency
 from reconciler.broker.signals import Signal
 from reconciler.effects.protocols import Clock, ContainerStatus
 from reconciler.errors import OperatorError
@@ -25,6 +26,10 @@ from reconciler.store.db import Row, Store
 
 GRACE_S = 5.0
 """After a start of hived, harnesses at work get this long to greet before they count as not there."""
+
+NO_SEAT = "waiting for a seat"
+COMPACTIONS = {"compaction": "summing its conversation up", "notes": "rewriting its notes"}
+"""What a turn of that purpose is shown as, all along."""
 
 Phase = Literal["unknown", "absent", "starting", "running", "exited"]
 
@@ -46,7 +51,8 @@ class Facts:
     crashes: int = 0
     hello: bool = True
     turn: bool = False
-    compacting: bool = False
+    compacting: str = ""
+    no_seat: bool = False
     held: bool = False
     hold_reason: str = ""
     parked_until: int | None = 0
@@ -76,14 +82,15 @@ def derive_state(facts: Facts) -> Shown:
             return Shown(AgentState.CRASHED, facts.rest or "its container ended", facts.retry_at)
         return Shown(AgentState.STOPPED if facts.waits else AgentState.STARTING, facts.rest)
     if facts.turn:
-        return Shown(AgentState.COMPACTING if facts.compacting else AgentState.THINKING)
+        doing = facts.compacting
+        return Shown(AgentState.COMPACTING, doing) if doing else Shown(AgentState.THINKING)
     if not facts.hello:
         return Shown(AgentState.STARTING, facts.rest or "its harness has not said hello yet")
     if facts.parked_until != 0:
         return Shown(AgentState.PARKED, facts.parked_reason, facts.parked_until)
     if facts.napping_until:
         return Shown(AgentState.NAPPING, facts.nap_reason, facts.napping_until)
-    return Shown(AgentState.IDLE)
+    return Shown(AgentState.IDLE, NO_SEAT if facts.no_seat else "")
 
 
 @dataclass(slots=True)
@@ -95,7 +102,8 @@ class _Memory:
     ready: bool = False
     turn: int | None = None
     model: str | None = None
-    compacting: bool = False
+    purpose: str = "messages"
+    compacting: str = ""
     context: tuple[int, int] | None = None
     context_read: bool = False
     phase: Phase = "unknown"
@@ -125,6 +133,7 @@ class Presence:
         self._dirty: set[str] = set()
         self._news = Signal()
         self._grace_until = micros(clock.now() + GRACE_S)
+        self.residency: Residency | None = None  # of the broker, which is made after this
 
     async def load(self) -> None:
         """Take up open turns of the process before: their harnesses may still be at work. And what history
@@ -135,10 +144,13 @@ class Presence:
             self._past[row["agent"]] = _shown(row)
         for name in names:
             self._of(name).context_read = True
-        for row in await history.last_contexts(self._store.events, names):
-            self._of(row["agent"]).context = _context(row)
+        contexts = await history.last_contexts(self._store.events, names)
+        over = await turns.of_other_sessions(self._store.state, [row["turn_id"] for row in contexts])
+        for row in contexts:
+            used, window = _context(row)
+            self._of(row["agent"]).context = (0 if row["turn_id"] in over else used, window)
         for row in await turns.all_open(self._store.state):
-            self.turn_begun(AgentName(row["agent"]), row["id"], row["model"])
+            self.turn_begun(AgentName(row["agent"]), row["id"], row["model"], row["purpose"])
 
     # ------------------------------------------------------------------------------------- what others tell
     def hello(self, agent: AgentName, boot: str) -> None:
@@ -154,32 +166,41 @@ class Presence:
         memory = self._of(agent)
         memory.boot = memory.hello_at = memory.turn = None
         memory.ready = False
-        memory.compacting = False
+        memory.compacting = ""
         self.touch(agent)
 
-    def turn_begun(self, agent: AgentName, turn: int, model: str) -> None:
-        """A turn is live from now on."""
+    def turn_begun(self, agent: AgentName, turn: int, model: str, purpose: str = "messages") -> None:
+        """A turn is live from now on; `purpose` as in `harness.wire.BeginTurn`."""
         memory = self._of(agent)
-        memory.turn, memory.model, memory.compacting = turn, model, False
+        memory.turn, memory.model, memory.compacting = turn, model, COMPACTIONS.get(purpose, "")
+        memory.purpose = purpose
         self.touch(agent)
 
     def turn_ended(self, agent: AgentName, turn: int) -> None:
         """That turn is over."""
         memory = self._of(agent)
         if memory.turn == turn:
-            memory.turn, memory.compacting = None, False
+            memory.turn, memory.compacting = None, ""
             self.touch(agent)
 
     def compacting(self, agent: AgentName, *, on: bool) -> None:
         """The live turn compacts, as told by the container."""
         memory = self._of(agent)
-        if memory.compacting != on:
-            memory.compacting = on
+        doing = COMPACTIONS.get(memory.purpose, COMPACTIONS["compaction"] if on else "")
+        if memory.compacting != doing:
+            memory.compacting = doing
             self.touch(agent)
 
     def context(self, agent: AgentName, used: int, window: int) -> None:
         """Tokens in use and the window, as told by the container."""
-        self._of(agent).context = (used, window)
+        memory = self._of(agent)
+        memory.context, memory.context_read = (used, window), True
+
+    def fresh_session(self, name: AgentName) -> None:
+        """The conversation begins anew; the window is that of the model, as before."""
+        memory = self._of(name)
+        memory.context = None if memory.context is None else (0, memory.context[1])
+        self.touch(name)
 
     async def set_phase(self, agent: AgentName, status: ContainerStatus, outcome: Outcome) -> None:
         """What a pass saw and why it rests; called by every pass."""
@@ -251,7 +272,12 @@ class Presence:
             context_used=used,
             context_window=window,
             active_model=self._of(name).model,
+            resident=self.residency is not None and self.residency.is_resident(name),
         )
+
+    def seats(self) -> Count:
+        """Seats of resident sessions, and how many agents wait for one."""
+        return self.residency.count() if self.residency is not None else Count(0, 0, 0, 0)
 
     # -------------------------------------------------------------------------------------------- telling
     async def run(self) -> None:
@@ -326,6 +352,7 @@ class Presence:
             hello=memory.hello_at is not None,
             turn=memory.turn is not None,
             compacting=memory.compacting,
+            no_seat=self.residency is not None and self.residency.is_waiting(name),
             held=bool(row["held"]),
             hold_reason=row["hold_reason"] or "",
             parked_until=_whole_ms(agents.parked_until(row, now)),

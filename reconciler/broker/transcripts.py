@@ -67,7 +67,7 @@ class Transcripts:
             if line.kind == "context":
                 presence.context(agent, line.data["used_tokens"], line.data["window_tokens"])
             elif line.kind == "compaction":
-                presence.compacting(agent, on="after_tokens" not in line.data)
+                presence.compacting(agent, on=not {"after_tokens", "error"} & line.data.keys())
         if self._used.get(agent) != session and any(line.kind in _OF_SESSION for line in lines):
             async with self._core.store.state.transaction() as tx:
                 await agents.use_session(tx, agent, session)

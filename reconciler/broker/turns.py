@@ -88,12 +88,15 @@ class Turns:
             for lease in await leases.orphans(tx, agent, request.boot):
                 await leases.give_back(tx, lease, failed=False)
             if request.turn is None:
-                await turns.forget_cancels(tx, agent)
+                await turns.forget_orders(tx, agent, "cancel", "park")
             after = await turns.directives_done(tx, agent)
             policy, everybody = await self._core.policy(tx, agent), await roster(tx)
             drafts = await agents.draft_names(tx) if row["role"] == Role.MANAGER else []
             await tx.emit("agent.hello", agent, generation=serving.number)
-            tx.after_commit(lambda: self._greeted(agent, request.boot, request.turn))
+            going_on = request.turn in {turn["id"] for turn in await turns.open_of(tx, agent)}
+            if row["compact_wanted"] and request.turn is None and not await turns.orders_wait(tx, agent):
+                await turns.direct(tx, agent, "compact", {})  # it got lost with the process that had it
+            tx.after_commit(lambda: self._greeted(agent, request, going_on=going_on))
         await self._record(agent, history.record_turn_ended, *ended)
         return wire.Welcome(
             wire=wire.WIRE_VERSION,
@@ -110,11 +113,12 @@ class Turns:
             hive_drafts=drafts,
         )
 
-    def _greeted(self, agent: AgentName, boot: str, turn: int | None) -> None:
-        if self._core.presence.boot_of(agent) != boot:
+    def _greeted(self, agent: AgentName, hello: wire.Hello, *, going_on: bool) -> None:
+        if self._core.presence.boot_of(agent) != hello.boot:
             self._core.draining.discard(agent)  # whatever it was stopped for, it is a new process
-        self._core.presence.hello(agent, boot)
-        if turn is not None:
+        self._core.presence.hello(agent, hello.boot)
+        self._core.residency.greeted(agent, hello.resident, busy=going_on)
+        if hello.turn is not None:
             self._core.presence.ready(agent)
         self._core.ring(agent)
         self._core.orders[agent].notify()
@@ -129,8 +133,9 @@ class Turns:
             ]
             for lease in await leases.orphans(tx, agent, None):
                 await leases.give_back(tx, lease, failed=False)
-            await turns.forget_cancels(tx, agent)
+            await turns.forget_orders(tx, agent, "cancel", "park")
             tx.after_commit(lambda: self._core.presence.gone(agent))
+            tx.after_commit(lambda: self._core.residency.gone(agent))
             tx.after_commit(lambda: self._core.ring(agent))
         await self._record(agent, history.record_turn_ended, *ended)
 
@@ -169,6 +174,8 @@ class Turns:
                 raise AgentError(f"you have no lease {request.lease}", code="not-found")
             if lease["state"] != "open" or lease["boot"] != boot or lease["turn_id"] is not None:
                 raise AgentError(f"lease {request.lease} is over: ask for the inbox again", code="conflict")
+        elif not self._core.residency.ask_for_turn(agent):
+            raise TemporaryError("no seat is free for a command line", after_s=1.0, code="no-seat")
         row = await agents.get(tx, agent)
         assert row is not None, "it has said hello"
         turn = await turns.begin(
@@ -180,6 +187,7 @@ class Turns:
             model=model_for(row["model_override"]),
             session=row["session_id"],
             generation=generation,
+            purpose=request.purpose,
         )
         if request.lease is not None:
             await leases.bind(tx, request.lease, turn)
@@ -187,13 +195,15 @@ class Turns:
         assert opened is not None, "it was written in this transaction"
         told = await self._begun(tx, opened)
         await tx.emit("turn.begun", agent, **told.data)
-        tx.after_commit(lambda: self._core.presence.turn_begun(agent, turn, opened["model"]))
+        tx.after_commit(lambda: self._core.presence.turn_begun(agent, turn, opened["model"], request.purpose))
+        tx.after_commit(lambda: self._core.residency.busy(agent, turn))
         return opened, told
 
     async def _begun(self, tx: Tx, row: Row) -> Told:
         found = [] if row["lease_id"] is None else await leases.messages(tx, row["lease_id"])
         ids = [message["id"] for message in found]
-        return Told(row["begun_at"], {"turn": row["id"], "model": row["model"], "messages": ids})
+        data = {"turn": row["id"], "model": row["model"], "messages": ids, "purpose": row["purpose"]}
+        return Told(row["begun_at"], data)
 
     # --------------------------------------------------------------------------------------------------- end
     async def end(self, agent: AgentName, turn: int, request: wire.EndTurn) -> None:
@@ -231,9 +241,12 @@ class Turns:
                 count = await leases.give_back(tx, lease, failed=counted and arrived)
                 failures = max(failures, count if arrived else 0)
         await turns.end(tx, turn, ended.outcome, ended.error[:ERROR_MAX])
+        if row["purpose"] == "compaction":
+            await agents.want_compaction(tx, agent, wanted=False)  # one that failed is not tried for ever
         await self._park(tx, agent, turn, ended, failures)
         data = {
             "turn": turn,
+            "purpose": row["purpose"],
             "outcome": ended.outcome,
             "error": ended.error[:ERROR_MAX],
             "duration_ms": max(0, tx.now - row["begun_at"]) // 1000,
@@ -241,6 +254,7 @@ class Turns:
         }
         await tx.emit("turn.ended", agent, **data)
         tx.after_commit(lambda: self._core.presence.turn_ended(agent, turn))
+        tx.after_commit(lambda: self._core.rest(agent))
         tx.after_commit(lambda: self._core.ring(agent))
         return Told(tx.now, data)
 

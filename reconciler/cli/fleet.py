@@ -43,6 +43,11 @@ def status(options: Namespace, console: Console) -> int:
     console.say(
         f"{found['agents']} agents, {found['thinking']} thinking, {usd(found['cost_today_usd'])} today"
     )
+    if (seats := found["seats"]) is not None:
+        waiting = f", {seats['waiting']} waiting for a seat" if seats["waiting"] else ""
+        console.say(
+            f"{seats['taken']} of {seats['cap']} sessions in memory, {seats['busy']} at work{waiting}"
+        )
     if found["databases"]:
         console.say(", ".join(f"{one['name']} {_megabytes(one['bytes'])}" for one in found["databases"]))
     console.say()
@@ -105,10 +110,12 @@ def _agent_fields(agent: Json, console: Console) -> None:
         ("status", agent["status"]),
         ("model", ", ".join(filter(None, (model["active"] or "none yet", switched)))),
         ("next model", model["queued"]),
+        ("at turn end", ", ".join(agent["queued"])),
         ("generation", agent["generation"]),
         ("commit", agent["commit"]),
         ("inbox", agent["inbox_depth"]),
         ("context", _context(agent)),
+        ("session", "in memory" if agent["resident"] else None),
         ("today", f"{usd(agent['cost_today_usd'])}, {thousands(agent['tokens_today'])} tokens"),
         ("last turn", ago(agent["last_turn_at"])),
         ("uids", f"{agent['uid_base']} to {agent['uid_base'] + 65535}"),
@@ -200,7 +207,8 @@ def _act(verb: str, options: Namespace, console: Console, **more: int) -> int:
             f"would {verb} {found['name']}: it is {found['state']} now, then desired {found['desired']}"
         )
     else:
-        console.say(f"{verb}: {found['name']} is {found['state']}, desired {found['desired']}")
+        waits = ", at the end of its turn" if verb in found["queued"] else ""
+        console.say(f"{verb}: {found['name']} is {found['state']}, desired {found['desired']}{waits}")
     if not options.json and found["held"] and verb in {"start", "restart"}:
         console.say(f"it is held, so that waits for its release: `hive release {found['name']}`", "yellow")
     return Exit.DONE
@@ -234,6 +242,16 @@ def nap(options: Namespace, console: Console) -> int:
 def cancel(options: Namespace, console: Console) -> int:
     """`hive cancel AGENT`"""
     return _act("cancel", options, console)
+
+
+def compact(options: Namespace, console: Console) -> int:
+    """`hive compact AGENT`"""
+    return _act("compact", options, console)
+
+
+def new_session(options: Namespace, console: Console) -> int:
+    """`hive new-session AGENT`"""
+    return _act("new-session", options, console)
 
 
 def destroy(options: Namespace, console: Console) -> int:

@@ -214,6 +214,20 @@ _AGENTS = (
     Verb("wake", "Agents", "End an agent's nap.", "fleet:wake", (_AGENT, DRY_RUN, _NOTE)),
     Verb("cancel", "Agents", "End an agent's running turn.", "fleet:cancel", (_AGENT, DRY_RUN, _NOTE)),
     Verb(
+        "compact",
+        "Agents",
+        "Let an agent note what it must keep, then sum its conversation up, when its turn is over.",
+        "fleet:compact",
+        (_AGENT, DRY_RUN, _NOTE),
+    ),
+    Verb(
+        "new-session",
+        "Agents",
+        "Begin a fresh conversation when an agent's turn is over; its notes and files stay.",
+        "fleet:new_session",
+        (_AGENT, DRY_RUN, _NOTE),
+    ),
+    Verb(
         "transcript",
         "Agents",
         "Show an agent's turns, as told by its container.",

@@ -269,6 +269,7 @@ AGENT_ROUTES: tuple[AgentRoute, ...] = (
         _done(lambda c: c.services.broker.set_status(c.agent, c.body(wire.Status))),
         wire.Status,
     ),
+    AgentRoute("POST", "/v1/parked", _done(lambda c: c.services.broker.parked(c.agent))),
     AgentRoute(
         "POST",
         "/v1/proposals",

@@ -181,7 +181,8 @@ class ControlClient:
         return await self._post(api.Proposal, "/agents", request)
 
     async def act(self, name: str, verb: str, request: api.Act | None = None) -> api.Agent:
-        """`verb`: start, stop, restart, destroy, cancel, wake or revive."""
+        """`verb`: start, stop, restart, destroy, cancel, wake, compact, new-session or
+        revive."""
         return await self._post(api.Agent, f"/agents/{_segment(name)}/{_segment(verb)}", request or api.Act())
 
     async def hold(self, name: str | None, request: api.Act) -> api.HoldList:

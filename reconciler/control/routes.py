@@ -107,6 +107,16 @@ _AGENT_ROUTES = (
     ),
     _verb("cancel", "End its running turn.", lambda c, act: c.services.agents.cancel(c.actor, c.agent, act)),
     _verb("wake", "End its nap.", lambda c, act: c.services.agents.wake(c.actor, c.agent, act)),
+    _verb(
+        "compact",
+        "Sum its conversation up when its turn is over.",
+        lambda c, act: c.services.agents.compact(c.actor, c.agent, act),
+    ),
+    _verb(
+        "new-session",
+        "Begin a fresh conversation when its turn is over.",
+        lambda c, act: c.services.agents.new_session(c.actor, c.agent, act),
+    ),
     Route(
         "POST",
         "/v1/agents/{name}/nap",

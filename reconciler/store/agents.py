@@ -79,6 +79,21 @@ async def set_status(tx: Tx, name: str, text: str) -> None:
     await tx.run("UPDATE agents SET status = ? WHERE name = ?", text, name)
 
 
+async def renew_session(tx: Tx, name: str, session_id: str) -> None:
+    """A fresh conversation from the next turn on; a parking without end was over the old one, and ends."""
+    await tx.run(
+        "UPDATE agents SET session_id = ?1, session_used = 0, compact_wanted = 0, "
+        "parked_reason = CASE WHEN parked_until_at IS NULL THEN '' ELSE parked_reason END WHERE name = ?2",
+        session_id,
+        name,
+    )
+
+
+async def want_compaction(tx: Tx, name: str, *, wanted: bool) -> None:
+    """Its conversation is to be summed up when it is between two turns."""
+    await tx.run("UPDATE agents SET compact_wanted = ? WHERE name = ?", wanted, name)
+
+
 async def use_session(tx: Tx, name: str, session_id: str) -> None:
     """The conversation exists from now on; nothing if the agent has another one meanwhile."""
     await tx.run(

@@ -30,6 +30,16 @@ async def all_open(reader: Reader) -> Sequence[Row]:
     return await reader.all("SELECT * FROM turns WHERE state = 'open' ORDER BY id")
 
 
+async def of_other_sessions(reader: Reader, ids: Sequence[int]) -> set[int]:
+    """Which of these turns belong to a conversation that their agent has left behind."""
+    rows = await reader.all(
+        "SELECT t.id FROM json_each(?) AS ids JOIN turns t ON t.id = ids.value "
+        "JOIN agents a ON a.name = t.agent WHERE t.session_id <> a.session_id",
+        json.dumps(list(ids)),
+    )
+    return {int(row["id"]) for row in rows}
+
+
 async def begin(
     tx: Tx,
     agent: str,
@@ -40,11 +50,12 @@ async def begin(
     model: str,
     session: str,
     generation: int,
+    purpose: str,
 ) -> int:
     """Open a turn; its id."""
     done = await tx.run(
-        "INSERT INTO turns (agent, boot, start_key, lease_id, session_id, model, generation, state, "
-        "begun_at) VALUES (?, ?, ?, ?, ?, ?, ?, 'open', ?)",
+        "INSERT INTO turns (agent, boot, start_key, lease_id, session_id, model, generation, purpose, state, "
+        "begun_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'open', ?)",
         agent,
         boot,
         key,
@@ -52,6 +63,7 @@ async def begin(
         session,
         model,
         generation,
+        purpose,
         tx.now,
     )
     return done.row_id
@@ -100,9 +112,18 @@ async def forget_directives(tx: Tx, agent: str, upto: int) -> None:
     await tx.run("DELETE FROM directives WHERE agent = ? AND id <= ?", agent, upto)
 
 
-async def forget_cancels(tx: Tx, agent: str) -> None:
-    """Orders to cancel what ran in a harness that is gone."""
-    await tx.run("DELETE FROM directives WHERE agent = ? AND kind = 'cancel'", agent)
+async def forget_orders(tx: Tx, agent: str, *kinds: str) -> None:
+    """Orders that meant a harness process which is gone."""
+    for kind in kinds:
+        await tx.run("DELETE FROM directives WHERE agent = ? AND kind = ?", agent, kind)
+
+
+async def orders_wait(reader: Reader, agent: str) -> bool:
+    """Whether the harness has yet to hear of a fresh session or a compaction."""
+    row = await reader.one(
+        "SELECT 1 FROM directives WHERE agent = ? AND kind IN ('session', 'compact') LIMIT 1", agent
+    )
+    return row is not None
 
 
 async def directives_done(reader: Reader, agent: str) -> int:

@@ -106,7 +106,7 @@ async def test_every_write_says_in_a_dry_run_what_it_would_do(
 
 
 async def test_verbs_that_steer_pass_dry_run_and_note_on(services: FakeServices) -> None:
-    for verb in ("start", "stop", "restart", "wake", "cancel", "destroy"):
+    for verb in ("start", "stop", "restart", "wake", "cancel", "compact", "new-session", "destroy"):
         ran = await hive(verb, "scout", "--dry-run", "--note", "why not")
         assert (ran.status, ran.out.startswith(f"would {verb} scout")) == (0, True)
         name, (_, agent, act) = services.agents.calls[-1]

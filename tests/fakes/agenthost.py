@@ -171,6 +171,7 @@ class FakeHost:
             ("POST", "questions", self._noted("questions", wire.AskOperator, lambda: wire.Asked(id=7))),
             ("POST", "nap", self._noted("nap", wire.Nap, wire.Done)),
             ("POST", "status", self._noted("status", wire.Status, wire.Done)),
+            ("POST", "parked", self._parked),
             ("POST", "drafts", self._draft),
             ("POST", "spawns", self._noted("spawns", wire.Spawn, self._proposed)),
             ("POST", "proposals", self._proposal),
@@ -298,6 +299,10 @@ class FakeHost:
             parts[name] = await part.read()  # type: ignore[union-attr] # no nested parts here
         self.calls.append(("draft-commit", (request.match_info["name"], dict(request.query), parts)))
         return self._proposed()
+
+    async def _parked(self, _request: web.Request) -> wire.Wire:
+        self.calls.append(("parked", None))
+        return wire.Done()
 
     async def _verb(self, request: web.Request) -> wire.Wire:
         self.calls.append((request.match_info["verb"], request.match_info["name"]))

@@ -155,7 +155,7 @@ class FakeControlApi:
             "/logout": self._logout,
             "/agents": self._new_agent,
             "/agents/{name}/model": self._set_model,
-            "/agents/{name}/{verb:start|stop|restart|cancel|wake}": self._act,
+            "/agents/{name}/{verb:start|stop|restart|cancel|wake|compact|new-session}": self._act,
             "/{verb:hold|release}": self._hold,
             "/agents/{name}/{verb:hold|release}": self._hold,
             "/agents/{name}/rollback": self._rollback,

@@ -114,6 +114,12 @@ class FakeAgents:
     async def nap(self, actor: Actor, name: str, request: api.NapAgent) -> api.Agent:
         return await self._act("nap", actor, name, request)
 
+    async def compact(self, actor: Actor, name: str, request: api.Act) -> api.Agent:
+        return await self._act("compact", actor, name, request)
+
+    async def new_session(self, actor: Actor, name: str, request: api.Act) -> api.Agent:
+        return await self._act("new-session", actor, name, request)
+
     async def set_model(self, actor: Actor, name: str, request: api.SetModel) -> api.Agent:
         agent = await self.get(name)
         await self._note("set_model", actor, name, request)
@@ -306,6 +312,9 @@ class FakeBroker:
 
     async def set_status(self, agent: AgentName, request: wire.Status) -> None:
         self._note("set_status", agent, request)
+
+    async def parked(self, agent: AgentName) -> None:
+        self._note("parked", agent)
 
     async def notify(
         self, agent: AgentName, body: str, *, kind: str = "event", urgent: bool = False, key: str

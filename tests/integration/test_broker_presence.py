@@ -53,7 +53,7 @@ async def test_every_change_is_told_once_with_reason_and_end(world: World) -> No
         await world.broker.nap(SMITH, wire.Nap(seconds=60, reason="tired"))
         await world.end(SMITH, turn)
         assert await next_state(stream) == ("napping", "tired", "2023-11-14T22:14:20.000Z")
-        await world.clock.asleep(at_least_s=60)
+        await world.clock.asleep(2, at_least_s=60)  # for the nap, and for its idle session
         world.clock.advance(60)
         assert (await next_state(stream))[0] == "idle"
         await world.broker.harness_gone(SMITH)

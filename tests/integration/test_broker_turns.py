@@ -125,7 +125,7 @@ async def test_a_good_turn_acks_its_messages_in_the_same_commit(world: World) ->
     assert not world.broker.has_live_turn(SMITH)
     assert await states(world) == [("acked", 0, 0)]
     [begun] = await told(world, "turn.begun")
-    assert begun == {"turn": turn, "model": "haiku", "messages": [message]}
+    assert begun == {"turn": turn, "model": "haiku", "messages": [message], "purpose": "messages"}
     [ended] = await told(world, "turn.ended")
     assert (ended["outcome"], ended["inbox_depth"]) == ("ok", 0)
 

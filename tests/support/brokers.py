@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from harness import wire
 from reconciler.broker.broker import MessageBroker
+from reconciler.broker.core import SEATS, Seats
 from reconciler.broker.events import EventLog
 from reconciler.broker.outbox import Handler
 from reconciler.broker.presence import Presence
@@ -33,8 +34,9 @@ SCOUT, SMITH, BOSS = AgentName("scout"), AgentName("smith"), AgentName("hm1nd")
 class World:
     """One hived's broker. `restart` is its sudden death and a new process over the same files."""
 
-    def __init__(self, directory: Path, synchronous: str) -> None:
+    def __init__(self, directory: Path, synchronous: str, seats: Seats = SEATS) -> None:
         self.directory = directory
+        self.seats = seats
         self.synchronous = synchronous
         self.clock = VirtualClock()
         self.handlers: dict[str, Handler] = {}
@@ -44,8 +46,8 @@ class World:
         self._keys = 0
 
     @classmethod
-    async def open(cls, directory: Path, *, synchronous: str = "OFF") -> Self:
-        world = cls(directory, synchronous)
+    async def open(cls, directory: Path, *, synchronous: str = "OFF", seats: Seats = SEATS) -> Self:
+        world = cls(directory, synchronous, seats)
         await world._start()
         return world
 
@@ -67,6 +69,7 @@ class World:
             self.presence,
             wake=self._wake,
             on_hello=self._on_hello,
+            seats=self.seats,
         )
         await self.broker.start()
 
@@ -174,8 +177,10 @@ class World:
         self._keys += 1
         return f"key-{self._keys:06}"
 
-    async def hello(self, agent: AgentName, boot: str = BOOT, turn: int | None = None) -> wire.Welcome:
-        request = wire.Hello(wire=wire.WIRE_VERSION, boot=boot, turn=turn)
+    async def hello(
+        self, agent: AgentName, boot: str = BOOT, turn: int | None = None, *, resident: bool | None = False
+    ) -> wire.Welcome:
+        request = wire.Hello(wire=wire.WIRE_VERSION, boot=boot, turn=turn, resident=resident)
         return await self.broker.hello(agent, request)
 
     async def runs(self, agent: AgentName) -> None:

@@ -63,7 +63,8 @@ RESTING = {
         ({"turn": True}, Shown(S.THINKING)),
         ({"turn": True, "hello": False}, Shown(S.THINKING)),
         ({"turn": True, **RESTING, "held": False}, Shown(S.THINKING)),
-        ({"turn": True, "compacting": True}, Shown(S.COMPACTING)),
+        ({"turn": True, "compacting": "rewriting"}, Shown(S.COMPACTING, "rewriting")),
+        ({"no_seat": True}, Shown(S.IDLE, "waiting for a seat")),
         # then why it rests
         (RESTING, Shown(S.HELD, "held by the operator")),
         ({**RESTING, "held": False}, Shown(S.PARKED, "rate limited", 9)),

@@ -33,7 +33,7 @@ LINES_SHOWN = 200
 LINES_AFTER = 500
 LOG_LINES = 500
 TABS = ("transcript", "inbox", "spec", "generations", "logs", "why")
-VERB = r"{verb:start|stop|restart|cancel|wake}"
+VERB = r"{verb:start|stop|restart|cancel|wake|compact|new-session}"
 ACCIDENTS = frozenset({"crash", "stop", "repair", "trouble"})
 ALIASES = ("haiku", "sonnet", "opus")
 
@@ -208,7 +208,7 @@ async def agent_part(request: web.Request) -> web.Response:
 
 @routes.post(f"/agents/{NAME}/act/{VERB}")
 async def act(request: web.Request) -> web.StreamResponse:
-    """A button: start, stop, restart, cancel, wake."""
+    """A button: start, stop, restart, cancel, wake, compact, new-session."""
     verb = request.match_info["verb"]
     await client_of(request).act(name(request), verb, Act())
     return said(request, verb, f"/agents/{name(request)}")

@@ -10,13 +10,15 @@ HELP = (
     ("/cancel", "end the running turn"),
     ("/nap [TIME] [WHY]", "no turn for ten minutes, or for 90s or 2h; your next message ends it"),
     ("/wake", "end a nap or a wait"),
+    ("/compact", "sum the conversation up at the end of the turn; the agent notes first what it must keep"),
+    ("/new-session", "begin a fresh conversation at the end of the turn; notes and files stay"),
     ("/stop", "stop the agent at the end of its turn"),
     ("/start", "start it"),
     ("/restart", "restart its container"),
     ("/clear", "clear the view; nothing is forgotten"),
     ("/help", "this list; `//text` sends a message that begins with /"),
 )
-VERBS = frozenset({"cancel", "wake", "stop", "start", "restart"})
+VERBS = frozenset({"cancel", "wake", "stop", "start", "restart", "compact", "new-session"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,8 @@ class Container(Model):
 
 class Agent(Model):
     """One agent as every badge and list shows it. `trouble`: why the last pass over it failed; it is tried
-    again by itself."""
+    again by itself. `resident`: it holds a seat, that is, may have a Claude Code in memory. `queued`: what
+    the operator asked for and waits for the end of its turn."""
 
     name: str
     role: Role
@@ -61,6 +62,8 @@ class Agent(Model):
     held: bool
     container: Container
     trouble: str = ""
+    resident: bool = False
+    queued: list[Literal["compact", "new-session"]] = Field(default_factory=list)
 
 
 class AgentList(Model):
@@ -272,6 +275,15 @@ class DatabaseSize(Model):
     log_bytes: int
 
 
+class Seats(Model):
+    """How many agents may keep a Claude Code in memory (`cap`), do, are at work with it, and wait for one."""
+
+    cap: int
+    taken: int
+    busy: int
+    waiting: int
+
+
 class HiveStatus(Model):
     """The hive at a glance. `troubles` of hived itself, in words with the remedy. `hold`: the whole hive is
     frozen. It counts as one thing that needs the operator, as does each of `held` (agents with a hold of
@@ -298,3 +310,4 @@ class HiveStatus(Model):
     held: list[str] = Field(default_factory=list)
     stuck: list[str] = Field(default_factory=list)
     loops_held: int = 0
+    seats: Seats | None = None
