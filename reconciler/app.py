@@ -29,6 +29,7 @@ from reconciler.broker.core import Seats
 from reconciler.broker.events import EventLog
 from reconciler.broker.loops import Limits
 from reconciler.broker.presence import Presence
+from reconciler.budgets import BudgetService
 from reconciler.config import Config, Sessions
 from reconciler.control.accounts import AccountService
 from reconciler.control.agentserver import AgentServers
@@ -46,7 +47,7 @@ from reconciler.effects.hostfiles import RealHostFiles
 from reconciler.effects.nix import RealNix
 from reconciler.effects.protocols import Clock, Containers, Git, HostFiles, Nix
 from reconciler.gateway.client import GatewayClient
-from reconciler.gateway.messages import LimitEvent, RefusalEvent
+from reconciler.gateway.messages import LimitEvent, ModelEvent, RefusalEvent
 from reconciler.gatewaysync import GatewaySync
 from reconciler.lifecycle import LifecycleService
 from reconciler.model.names import AgentName
@@ -130,8 +131,11 @@ class Hived:
         self.containers = effects.containers
         self.git, self._release, self._foreign = effects.git, effects.close, effects.foreign
         nix, files = effects.nix, effects.host_files
-        self.gateway = GatewayClient(run, on_limit=self._limited, on_refusal=self._refused)
-        self.gateway_sync = GatewaySync(store, self.gateway, self.clock)
+        self.gateway = GatewayClient(
+            run, on_limit=self._limited, on_refusal=self._refused, on_model=self._other_model,
+            on_usage=lambda _: self.budgets.poke(), on_connect=self._gateway_connected, now=self.clock.now,
+        )  # fmt: skip
+        self.gateway_sync = GatewaySync(store, self.gateway, self.clock, config.budget)
         self.events = EventLog(
             store,
             self.clock,
@@ -143,6 +147,11 @@ class Hived:
             store, self.clock, self.events, presence, wake=self.wake, on_hello=self._before_hello,
             limits=Limits(config.loops.slow_after, config.loops.hold_after),
             seats=seats(config.sessions),
+            on_turn=self.gateway_sync.turn_begun,
+        )  # fmt: skip
+        self.budgets = BudgetService(
+            store=store, config=config, clock=self.clock, counted=self.gateway, nudge=self.broker.nudge,
+            sync=self.gateway_sync.poke,
         )  # fmt: skip
         self.builds = Builds(
             store, self.git, nix, state / "trees", parallel=config.parallel_builds,
@@ -178,6 +187,7 @@ class Hived:
         services = self.services = Services(
             agents=self.agents, broker=self.broker, approvals=self.approvals, accounts=self.accounts,
             events=self.events, lifecycle=lifecycle, backups=self.backups, doctor=doctor,
+            budgets=self.budgets,
         )  # fmt: skip
         self.sites = AgentServers(services, run, state, limited=self._agent_limited)
         applier = Applier(
@@ -204,6 +214,7 @@ class Hived:
         """Let a pass look at the agent, and the gateway at the rows."""
         self.passes.wake(name)
         self.gateway_sync.poke()
+        self.budgets.poke()
 
     def _hold_now(self, name: AgentName) -> None:
         self.passes.hold(name)
@@ -243,6 +254,18 @@ class Hived:
         self.events.announce(
             "gateway.refused", event.agent, event.reason, reason=event.reason, message=event.message
         )
+        if event.closure is not None:
+            self.budgets.poke()
+
+    def _other_model(self, event: ModelEvent) -> None:
+        self.events.announce(
+            "gateway.model", event.agent, event.requested, turn=event.turn, asked=event.asked,
+            requested=event.requested, answered=event.answered,
+        )  # fmt: skip
+
+    def _gateway_connected(self) -> None:
+        self.gateway_sync.poke()  # what it lost of a day changes what was added to it
+        self.budgets.poke()
 
     async def _tell_foreign(self, ends: AsyncIterator[ForeignEnd]) -> None:
         async for end in ends:
@@ -279,6 +302,7 @@ class Hived:
                 group.create_task(Room(self.store, self.events.publish, self.clock).run(), name="room"),
                 group.create_task(self.gateway.run(), name="gateway"),
                 group.create_task(self.gateway_sync.run(), name="gateway-sync"),
+                group.create_task(lasting("budgets", self.budgets.run, self.clock), name="budgets"),
                 group.create_task(lasting("passes", self.passes.run, self.clock), name="passes"),
                 group.create_task(lasting("retention", self.retention.run, self.clock), name="retention"),
                 group.create_task(prove_life(self.notifier, self.passes.stuck, self._status), name="life"),

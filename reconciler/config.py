@@ -40,6 +40,17 @@ class Gateway(_Part):
     allowed_models: list[str] = ["haiku", "sonnet", "opus", "fable"]
 
 
+class Budget(_Part):
+    """What the hive may spend, all agents together: dollars of the host-local day (None: no limit), and
+    tokens that no turn of any agent may exceed. At the share `warn_at` of a day's budget, the hive's or an
+    agent's, the operator is told."""
+
+    usd_per_day: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    tokens_per_turn: Annotated[int, Field(gt=0, le=1_000_000_000)] | None = None
+    warn_at: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    prices_max_age_days: Annotated[int, Field(ge=1, le=3650)] = 90
+
+
 class Harness(_Part):
     """Where the harness's package and its virtual environment lie on the bare platform."""
 
@@ -121,6 +132,7 @@ class Config(_Part):
     ui_port: Annotated[int, Field(ge=1, le=65535)] = 7000
     uid_range: UidRange = UidRange()
     gateway: Gateway = Gateway()
+    budget: Budget = Budget()
     harness: Harness = Harness()
     timeouts: Timeouts = Timeouts()
     retention: Retention = Retention()

@@ -211,6 +211,14 @@ class Events(Protocol):
     async def spending(self) -> Sequence[api.Spending]: ...
 
 
+class Budgets(Protocol):
+    """What may be spent today. `scope` is an agent's name, or `*`: the hive."""
+
+    async def all(self) -> api.BudgetList: ...
+    async def of(self, scope: str) -> api.Budget: ...
+    async def raise_today(self, actor: Actor, scope: str, request: api.RaiseBudget) -> api.Budget: ...
+
+
 class Backups(Protocol):
     """The hive as one file."""
 
@@ -243,3 +251,4 @@ class Services:
     lifecycle: Lifecycle
     backups: Backups
     doctor: Doctor
+    budgets: Budgets

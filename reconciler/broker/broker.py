@@ -14,7 +14,7 @@ from reconciler.broker.presence import Presence
 from reconciler.broker.questions import Questions
 from reconciler.broker.sending import Sending
 from reconciler.broker.transcripts import Transcripts
-from reconciler.broker.turns import OnHello, Turns
+from reconciler.broker.turns import OnHello, OnTurn, Turns
 from reconciler.control import models as api
 from reconciler.effects.protocols import Clock
 from reconciler.model.instants import micros
@@ -29,7 +29,8 @@ class MessageBroker:
     """Messages, leases, turns, questions and orders.
 
     `on_hello` closes the container (no nested user namespaces) before hello is answered; if it raises, the
-    harness is not answered and comes again. `start` once before anything else, `run` for as long as hived
+    harness is not answered and comes again. `on_turn` comes between a turn's beginning and its first request.
+    `start` once before anything else, `run` for as long as hived
     lives.
     """
 
@@ -44,11 +45,12 @@ class MessageBroker:
         on_hello: OnHello,
         limits: Limits = Limits(),  # noqa: B008 - frozen
         seats: Seats = SEATS,
+        on_turn: OnTurn | None = None,
     ) -> None:
         self._core = Core(store, clock, events, presence, wake, seats)
         self._sending = Sending(self._core, limits)
         self._delivery = Delivery(self._core)
-        self._turns = Turns(self._core, on_hello)
+        self._turns = Turns(self._core, on_hello, on_turn)
         self._transcripts = Transcripts(self._core)
         self._questions = Questions(self._core)
         self._loops = Loops(self._core)

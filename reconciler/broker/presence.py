@@ -356,7 +356,7 @@ class Presence:
             held=bool(row["held"]),
             hold_reason=row["hold_reason"] or "",
             parked_until=_whole_ms(agents.parked_until(row, now)),
-            parked_reason=row["parked_reason"],
+            parked_reason=agents.parked_reason(row, now),
             napping_until=_whole_ms(agents.napping_until(row, now)) or 0,
             nap_reason=row["nap_reason"],
         )

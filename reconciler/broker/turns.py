@@ -28,9 +28,11 @@ from reconciler.store.db import Row, Tx
 log = structlog.get_logger("broker")
 
 ON_HELLO_S = 10.0
+ON_TURN_S = 2.0
 ERROR_MAX = 4000
 
 OnHello = Callable[[AgentName], Awaitable[None]]
+OnTurn = Callable[[AgentName], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,10 @@ class Told:
 class Turns:
     """Hello, begin and end of turns, and what follows when a harness vanishes."""
 
-    def __init__(self, core: Core, on_hello: OnHello) -> None:
+    def __init__(self, core: Core, on_hello: OnHello, on_turn: OnTurn | None = None) -> None:
         self._core = core
         self._on_hello = on_hello
+        self._on_turn = on_turn
 
     # ------------------------------------------------------------------------------------------------- hello
     async def hello(self, agent: AgentName, request: wire.Hello) -> wire.Welcome:
@@ -153,6 +156,12 @@ class Turns:
             else:
                 raise AgentError(f"turn {known['id']} of that key has ended", code="conflict")
         await self._record(agent, history.record_turn_begun, told)
+        if self._on_turn is not None:
+            try:
+                async with asyncio.timeout(ON_TURN_S):
+                    await self._on_turn(agent)
+            except TimeoutError:  # it learns of the turn when it comes back; until then it serves nobody
+                log.warning("turn.not_announced", agent=agent, turn=known["id"])
         return wire.TurnBegun(turn=known["id"], model=known["model"])
 
     async def _open(

@@ -100,6 +100,14 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def amount(text: str) -> float:
+    """Dollars above zero, as `5` or `0.25`, for argparse."""
+    digits = text.replace(".", "", 1)
+    if not (text.isascii() and digits.isdigit() and len(text) <= 12 and float(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount above zero, as 5 or 0.25")
+    return float(text)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         name = self.prog.removeprefix("hive ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from reconciler.cli.grammar import DRY_RUN, YES, Argument, Verb, option, positional, switch, whole
 from reconciler.cli.hostverbs import HOST
+from reconciler.cli.moneyverbs import MONEY
 
 _AGENT = positional("agent", "the agent's name")
 _PEER = positional("peer", "the other agent's name")
@@ -77,7 +78,7 @@ _HIVE = (
         "history:audit",
         (option("--before", about="only rows before this id", type=whole), _limit("rows", 50)),
     ),
-    Verb("spending", "The hive", "Show tokens and cost by day, agent and model.", "history:spending"),
+    *MONEY,
 )
 
 _AGENTS = (

@@ -170,6 +170,13 @@ class ControlClient:
     async def spending(self) -> api.SpendingList:
         return await self._get(api.SpendingList, "/spending")
 
+    async def budgets(self) -> api.BudgetList:
+        return await self._get(api.BudgetList, "/budgets")
+
+    async def budget(self, name: str | None) -> api.Budget:
+        """One agent's; None: the hive's."""
+        return await self._get(api.Budget, _scope(name, "budget"))
+
     async def holds(self) -> api.HoldList:
         return await self._get(api.HoldList, "/holds")
 
@@ -192,6 +199,10 @@ class ControlClient:
     async def release(self, name: str | None, request: api.Act) -> api.HoldList:
         """One agent; None: the whole hive and every agent."""
         return await self._post(api.HoldList, _scope(name, "release"), request)
+
+    async def raise_budget(self, name: str | None, request: api.RaiseBudget) -> api.Budget:
+        """One agent's; None: the hive's."""
+        return await self._post(api.Budget, f"{_scope(name, 'budget')}/raise", request)
 
     async def rollback(self, name: str, request: api.Rollback) -> api.Proposal:
         return await self._post(api.Proposal, f"/agents/{_segment(name)}/rollback", request)

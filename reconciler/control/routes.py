@@ -13,6 +13,7 @@ from reconciler.control import models as api
 from reconciler.control.auth import Door
 from reconciler.control.call import Call, Route
 from reconciler.control.edge import Param
+from reconciler.control.routes_budget import BUDGET_ROUTES
 from reconciler.control.routes_care import CARE_ROUTES
 from reconciler.control.routes_lifecycle import LIFECYCLE_ROUTES
 from reconciler.errors import OperatorError
@@ -418,6 +419,7 @@ _ACCOUNT_ROUTES = (
 ROUTES: tuple[Route, ...] = (
     *_AGENT_ROUTES,
     *LIFECYCLE_ROUTES,
+    *BUDGET_ROUTES,
     *_TALK_ROUTES,
     *_APPROVAL_ROUTES,
     *_HISTORY_ROUTES,

@@ -14,7 +14,7 @@ from reconciler.gateway.control import Control
 from reconciler.gateway.credential import Credential
 from reconciler.gateway.deadlines import Bounds, Deadlines
 from reconciler.gateway.doors import Doors
-from reconciler.gateway.messages import Event
+from reconciler.gateway.messages import Event, SetHive
 from reconciler.gateway.proxy import Proxy
 from reconciler.gateway.upstream import Upstream
 from reconciler.store.ledger import Ledger
@@ -59,12 +59,19 @@ async def gateway(
         upstream = Upstream.open(wanted.upstream, Credential(file, wanted.credential_kind), deadlines)
         stack.push_async_callback(upstream.close)
         catalog = Catalog.load()
-        cashier = Cashier(ledger=ledger, catalog=catalog, upstream=upstream, now=now, tell=tell)
+        cashier = Cashier(
+            ledger=ledger, catalog=catalog, upstream=upstream, now=now, tell=tell, place_s=deadlines.place_s
+        )
+        cashier.hive = SetHive(
+            id=0, budget_usd_day=config.budget.usd_per_day, budget_tokens_turn=config.budget.tokens_per_turn
+        )
         stack.push_async_callback(cashier.close)
-        proxy = Proxy(upstream=upstream, cashier=cashier, deadlines=deadlines, now=now, tell=tell)
+        proxy = Proxy(
+            upstream=upstream, cashier=cashier, catalog=catalog, deadlines=deadlines, now=now, tell=tell
+        )
         doors = Doors(proxy=proxy, catalog=catalog, host_models=wanted.allowed_models, bounds=bounds)
         stack.push_async_callback(doors.close)
         stack.callback(proxy.hurry)
-        control = Control(doors, ledger)
+        control = Control(doors, ledger, cashier)
         told.append(control)
         yield control

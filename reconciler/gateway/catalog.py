@@ -5,17 +5,20 @@ nobody could say what it costs.
 
 from __future__ import annotations
 
+import datetime as dt
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reconciler.gateway.usage import Usage
 from reconciler.store.ledger import Cost, Tokens
 
+_PRICES = ("input", "output", "cache_read", "cache_write_5m", "cache_write_1h")
 FILE = Path(__file__).with_name("models.json")
 _NANO_PER_USD_MTOK = 1000  # 1 USD per million tokens = 1000 nano-dollars per token
 
@@ -47,13 +50,36 @@ class ModelFacts(_Part):
     max_output: Annotated[int, Field(gt=0)]
     bands: Annotated[list[Band], Field(min_length=1)]
 
+    @model_validator(mode="after")
+    def _bands_grow(self) -> Self:
+        """A longer prompt is never cheaper: what a request may cost at most is computed from its longest."""
+        for low, high in itertools.pairwise(self.bands):
+            if low.prompt_up_to is None or (high.prompt_up_to or self.window) < low.prompt_up_to:
+                raise ValueError(f"{self.id}: the bands are not in growing order")
+            if any(getattr(low, price) > getattr(high, price) for price in _PRICES):
+                raise ValueError(f"{self.id}: a longer prompt is cheaper than a shorter one")
+        if self.bands[-1].prompt_up_to is not None:
+            raise ValueError(f"{self.id}: the last band has a bound")
+        dearest = all(band.cache_write_1h >= band.cache_write_5m >= band.input for band in self.bands)
+        if not dearest or any(band.cache_read > band.input for band in self.bands):
+            raise ValueError(f"{self.id}: to write to the cache is not the dearest way of input")
+        return self
+
 
 class _File(_Part):
     source: str
-    as_of: str
+    as_of: dt.date
     unit: str
     web_search_usd_per_1000: Price
     models: Annotated[list[ModelFacts], Field(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the prices are from, and of which day they are."""
+
+    text: str
+    as_of: dt.date
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +94,8 @@ class Worst:
 class Catalog:
     """The models by id, and what requests to them cost."""
 
-    def __init__(self, models: Iterable[ModelFacts], web_search_usd_per_1000: float) -> None:
+    def __init__(self, models: Iterable[ModelFacts], web_search_usd_per_1000: float, source: Source) -> None:
+        self.source = source
         self._models = {model.id: model for model in models}
         self._ids = {model.alias: model.id for model in self._models.values() if model.alias}
         self._search_nano = round(web_search_usd_per_1000 * 1_000_000)
@@ -77,17 +104,21 @@ class Catalog:
     def load(cls, path: Path = FILE) -> Catalog:
         """The checked-in catalogue."""
         found = _File.model_validate(json.loads(path.read_text()))
-        return cls(found.models, found.web_search_usd_per_1000)
+        return cls(found.models, found.web_search_usd_per_1000, Source(found.source, found.as_of))
 
     def get(self, model: str) -> ModelFacts | None:
         """The model of an id (no alias), None if it is unknown."""
         return self._models.get(model)
 
+    def id(self, name: str) -> str:
+        """The id that a name means: of an alias the known one's, else the name itself."""
+        plain = name.removesuffix("[1m]")
+        return self._ids.get(plain, plain)
+
     def ids(self, names: Iterable[str]) -> frozenset[str]:
         """The known ids that aliases and ids mean; the CLI's suffix `[1m]` asks for a window, not for a
         model."""
-        plain = (name.removesuffix("[1m]") for name in names)
-        return frozenset(found for name in plain if (found := self._ids.get(name, name)) in self._models)
+        return frozenset(found for name in names if (found := self.id(name)) in self._models)
 
     def cost(self, model: ModelFacts, usage: Usage) -> Cost:
         """What a request cost, rounded up to a micro-dollar."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -25,17 +24,23 @@ from reconciler.gateway.messages import (
     VERSION,
     AgentPolicy,
     Answer,
+    AskClosures,
     AskSpending,
+    ClosureRow,
     DropAgent,
+    Event,
     Hello,
     LimitEvent,
+    ModelEvent,
     RefusalEvent,
     Request,
     SetAgent,
+    SetHive,
     SpendingRow,
     UsageEvent,
 )
 from reconciler.gateway.packets import Closed, Packets
+from reconciler.model.days import days_before, local_day
 from reconciler.sockets import Bound, bind
 
 log = structlog.get_logger("gateway.client")
@@ -54,9 +59,11 @@ def _nothing(_event: object) -> None:
 class GatewayClient:
     """One connection to the gateway, made anew for ever; also a `Spending` for the service of agents.
 
-    `on_usage`, `on_limit` and `on_refusal` are called in order and must not block; events that happen
-    while hived is away are not told again, but what was spent is in `rows`. `problems`: agent → why it is
-    not served.
+    `on_usage`, `on_limit`, `on_refusal` and `on_model` are called in order and must not block; events that
+    happen while hived is away are not told again, but what was spent is in `rows`, and `on_connect` is
+    called when all of that is known. `problems`: agent → why it is not served. `closures`: agents that get
+    no more of a day; `known`: they were asked for; `unknown`: days of which the ledger lost what was before
+    an instant (microseconds).
     """
 
     def __init__(
@@ -66,11 +73,18 @@ class GatewayClient:
         on_usage: Callable[[UsageEvent], None] = _nothing,
         on_limit: Callable[[LimitEvent], None] = _nothing,
         on_refusal: Callable[[RefusalEvent], None] = _nothing,
+        on_model: Callable[[ModelEvent], None] = _nothing,
+        on_connect: Callable[[], None] = lambda: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._run_dir = run_dir
         self._on_usage, self._on_limit, self._on_refusal = on_usage, on_limit, on_refusal
+        self._on_model, self._on_connect = on_model, on_connect
         self._now = now
+        self.closures: dict[str, ClosureRow] = {}
+        self.unknown: dict[str, int] = {}
+        self.known = False
+        self._hive = SetHive(id=0)
         # None until hived has read its rows: to drop what is not wanted would cut every turn off.
         self._wanted: dict[str, AgentPolicy] | None = None
         self._bound: dict[str, Bound] = {}
@@ -117,9 +131,38 @@ class GatewayClient:
             with contextlib.suppress(Closed, TimeoutError):  # `run` sees it too, and begins anew
                 await self._apply(connection)
 
+    async def configure_one(self, policy: AgentPolicy) -> None:
+        """The same for one agent that is served already; the others stay as they are."""
+        connection = self._connection
+        if self._wanted is None or policy.agent not in self._wanted:
+            return
+        self._wanted[policy.agent] = policy
+        if connection is None or policy.agent not in connection.held:
+            return
+        with contextlib.suppress(Closed, TimeoutError):
+            async with self._applying:
+                await self._set(connection, policy)
+
+    async def configure_hive(self, hive: SetHive) -> None:
+        """What holds for all agents together, from now on and for every gateway to come."""
+        if hive == self._hive:
+            return
+        self._hive = hive
+        if self._connection is not None:
+            with contextlib.suppress(Closed, TimeoutError):
+                await self._connection.ask(hive)
+
+    def spent_micro(self, day: str) -> dict[str, int]:
+        """Micro-dollars of a day by agent."""
+        found: dict[str, int] = {}
+        for row in self._rows.values():
+            if row.day == day:
+                found[row.agent] = found.get(row.agent, 0) + row.usd_micro
+        return found
+
     async def today(self) -> dict[str, tuple[int, float]]:
         """Tokens (input, output, cache writes) and dollars of the host-local day by agent."""
-        day = self._day(0)
+        day = local_day(self._now())
         found: dict[str, tuple[int, float]] = {}
         for row in self._rows.values():
             if row.day == day:
@@ -151,10 +194,6 @@ class GatewayClient:
     def _socket_path(self, agent: str) -> Path:
         return self._run_dir / "agents" / agent / "model.sock"
 
-    def _day(self, ago: int) -> str:
-        then = dt.datetime.fromtimestamp(self._now(), dt.UTC).astimezone() - dt.timedelta(days=ago)
-        return then.date().isoformat()
-
     async def _use(self, packets: Packets) -> None:
         """Work with one connection until it ends."""
         connection = _Connection(packets, self._heard)
@@ -164,11 +203,15 @@ class GatewayClient:
             if hello.error:
                 log.error("gateway.refused", error=hello.error)
                 return
-            connection.held = dict(hello.held)
+            connection.held, self.unknown = dict(hello.held), dict(hello.unknown)
             self._connection = connection
-            for row in await _all_spending(connection, self._day(HISTORY_DAYS)):
+            for row in await _all_spending(connection, days_before(self._now(), HISTORY_DAYS)):
                 self._take(row)
+            self.closures = await _all_closures(connection, local_day(self._now()))
+            self.known = True
+            await connection.ask(self._hive)
             await self._apply(connection)
+            self._on_connect()
             await reading
         except (Closed, TimeoutError) as error:
             log.warning("gateway.lost", error=str(error))
@@ -236,7 +279,7 @@ class GatewayClient:
             raise TemporaryError(f"the socket {path} was replaced while it was made")
         return made
 
-    def _heard(self, event: UsageEvent | LimitEvent | RefusalEvent) -> None:
+    def _heard(self, event: Event) -> None:
         match event:
             case UsageEvent():
                 self._take(event.row)
@@ -244,7 +287,11 @@ class GatewayClient:
             case LimitEvent():
                 self._on_limit(event)
             case RefusalEvent():
+                if event.closure is not None:
+                    self.closures[event.agent] = event.closure
                 self._on_refusal(event)
+            case ModelEvent():
+                self._on_model(event)
 
     def _take(self, row: SpendingRow) -> None:
         key = (row.day, row.agent, row.model)
@@ -257,9 +304,7 @@ class GatewayClient:
 class _Connection:
     """Requests and answers over packets. `held` and `sent` are what the gateway is known to have."""
 
-    def __init__(
-        self, packets: Packets, heard: Callable[[UsageEvent | LimitEvent | RefusalEvent], None]
-    ) -> None:
+    def __init__(self, packets: Packets, heard: Callable[[Event], None]) -> None:
         self.held: dict[str, str] = {}
         self.sent: dict[str, AgentPolicy] = {}
         self.ready = False
@@ -312,6 +357,19 @@ async def _all_spending(connection: _Connection, since: str) -> list[SpendingRow
             return rows
         last = page.rows[-1]
         after = (last.day, last.agent, last.model)
+
+
+async def _all_closures(connection: _Connection, day: str) -> dict[str, ClosureRow]:
+    found: dict[str, ClosureRow] = {}
+    after = ""
+    while True:
+        page = await connection.ask(AskClosures(id=0, day=day, after=after))
+        if page.error:
+            raise Closed(page.error)
+        found |= {row.agent: row for row in page.closures}
+        if not page.more or not page.closures:
+            return found
+        after = page.closures[-1].agent
 
 
 def _name_of(path: Path, uid: int) -> str | None:

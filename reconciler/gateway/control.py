@@ -17,18 +17,22 @@ import structlog
 from pydantic import ValidationError
 
 from reconciler.errors import HiveError, OperatorError
+from reconciler.gateway.charges import Cashier
 from reconciler.gateway.doors import Doors
 from reconciler.gateway.messages import (
     REQUESTS,
     SPENDING_PAGE,
     VERSION,
     Answer,
+    AskClosures,
     AskSpending,
+    ClosureRow,
     DropAgent,
     Event,
     Hello,
     Request,
     SetAgent,
+    SetHive,
     SpendingRow,
 )
 from reconciler.gateway.packets import Closed, Packets
@@ -45,9 +49,10 @@ _ACCEPT_PAUSE_S = 0.1
 class Control:
     """Listens at a path, for processes of root and of this user."""
 
-    def __init__(self, doors: Doors, ledger: Ledger) -> None:
+    def __init__(self, doors: Doors, ledger: Ledger, cashier: Cashier) -> None:
         self._doors = doors
         self._ledger = ledger
+        self._cashier = cashier
         self._events: asyncio.Queue[Event] | None = None
         self._connection: asyncio.Task[None] | None = None
         self._admitted = {0, os.geteuid()}
@@ -133,7 +138,10 @@ class Control:
             case Hello():
                 if request.version != VERSION:
                     raise OperatorError(f"this gateway speaks version {VERSION}, not {request.version}")
-                return Answer(id=request.id, held=self._doors.held())
+                unknown = await self._ledger.unknown()
+                return Answer(id=request.id, held=self._doors.held(), unknown=unknown)
+            case SetHive():
+                self._cashier.hive = request
             case SetAgent():
                 await self._doors.set(request.policy, request.socket, fds.pop() if fds else None)
             case DropAgent():
@@ -144,6 +152,12 @@ class Control:
                 )
                 rows = tuple(SpendingRow.of(spent) for spent in found[:SPENDING_PAGE])
                 return Answer(id=request.id, rows=rows, more=len(found) > SPENDING_PAGE)
+            case AskClosures():
+                closed = await self._ledger.closures(
+                    day=request.day, after=request.after, limit=SPENDING_PAGE + 1
+                )
+                closures = tuple(ClosureRow.of(closure) for closure in closed[:SPENDING_PAGE])
+                return Answer(id=request.id, closures=closures, more=len(closed) > SPENDING_PAGE)
             case _:
                 assert_never(request)
         return Answer(id=request.id)

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from reconciler.model.names import AGENT_NAME_PATTERN
-from reconciler.store.ledger import Spent
+from reconciler.store.ledger import Closure, Spent
 
-VERSION = 1
+VERSION = 2
 SPENDING_PAGE = 100
 
 Agent = Annotated[str, Field(pattern=rf"^{AGENT_NAME_PATTERN}$")]
@@ -24,13 +24,20 @@ class _Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
+class Added(_Message):
+    """What the operator added to a budget; counts on that day only."""
+
+    day: Day
+    usd_micro: Annotated[int, Field(gt=0)]
+
+
 class AgentPolicy(_Message):
     """What one agent may do at its `model.sock`.
 
     `uid_base`: the only uid that may connect. `models`: aliases or ids; empty means any that the host
     allows. `server_tools`: the spec's `tools.server`. Budgets: dollars of the host-local day, tokens of a
-    turn (input, output and cache writes); None is no limit. `turn`: the turn that is going on, None
-    between turns.
+    turn (input, output and cache writes); None is no limit. `added`: what the operator added to the
+    dollars. `turn`: the turn that is going on, None between turns; `asked_model`: the one it shall use.
     """
 
     agent: Agent
@@ -39,7 +46,9 @@ class AgentPolicy(_Message):
     server_tools: tuple[str, ...] = ()
     budget_usd_day: Annotated[float, Field(gt=0)] | None = None
     budget_tokens_turn: Annotated[int, Field(gt=0)] | None = None
+    added: Added | None = None
     turn: int | None = None
+    asked_model: str | None = None
 
 
 # ------------------------------------------------------------------------------------------------- requests
@@ -69,6 +78,17 @@ class DropAgent(_Message):
     agent: Agent
 
 
+class SetHive(_Message):
+    """What holds for all agents together: dollars of the host-local day, what the operator added to them,
+    tokens of any turn; None is no limit."""
+
+    op: Literal["hive"] = "hive"
+    id: int
+    budget_usd_day: Annotated[float, Field(gt=0)] | None = None
+    budget_tokens_turn: Annotated[int, Field(gt=0)] | None = None
+    added: Added | None = None
+
+
 class AskSpending(_Message):
     """A page of spending, in order of (day, agent, model), behind the key `after`."""
 
@@ -78,7 +98,16 @@ class AskSpending(_Message):
     after: tuple[str, str, str] = ("", "", "")
 
 
-Request = Hello | SetAgent | DropAgent | AskSpending
+class AskClosures(_Message):
+    """A page of the closures of a day, in order of agent, behind `after`."""
+
+    op: Literal["closures"] = "closures"
+    id: int
+    day: Day
+    after: str = ""
+
+
+Request = Hello | SetAgent | DropAgent | SetHive | AskSpending | AskClosures
 REQUESTS: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="op")])
 
 
@@ -112,14 +141,40 @@ class SpendingRow(_Message):
         )
 
 
+class ClosureRow(_Message):
+    """An agent gets no more on that day: what was left of its own budget or the hive's was too little."""
+
+    agent: str
+    day: str
+    budget: Literal["agent", "hive"]
+    ceiling_usd_micro: int
+    spent_usd_micro: int
+    needed_usd_micro: int
+
+    @classmethod
+    def of(cls, closure: Closure) -> ClosureRow:
+        """From the ledger."""
+        return cls(
+            agent=closure.agent,
+            day=closure.day,
+            budget=closure.budget,
+            ceiling_usd_micro=closure.ceiling_usd_micro,
+            spent_usd_micro=closure.spent_usd_micro,
+            needed_usd_micro=closure.needed_usd_micro,
+        )
+
+
 class Answer(_Message):
-    """To any request. `error` is empty when it was done. `held`: agent → name of its socket (answer to
-    hello); `rows` and `more`: a page of spending."""
+    """To any request. `error` is empty when it was done. `held`: agent → name of its socket, and `unknown`,
+    the days before whose instant (microseconds) the ledger lost something: answer to hello. `rows` or
+    `closures`, and `more`: a page."""
 
     kind: Literal["answer"] = "answer"
     id: int
     error: str = ""
     held: dict[str, str] = {}
+    closures: tuple[ClosureRow, ...] = ()
+    unknown: dict[str, int] = {}
     rows: tuple[SpendingRow, ...] = ()
     more: bool = False
 
@@ -157,15 +212,29 @@ class LimitEvent(_Message):
 
 class RefusalEvent(_Message):
     """A request of an agent was not forwarded, or not answered (`upstream`); the reason, and the words it
-    got."""
+    got. Of reason `budget`: `closure` when nothing more is served today, None when the request was too much
+    for its turn or for any day."""
 
     kind: Literal["refusal"] = "refusal"
     agent: str
     turn: int | None
     reason: Literal["budget", "model", "request", "credential", "busy", "upstream"]
     message: str
+    closure: ClosureRow | None = None
 
 
-Event = UsageEvent | LimitEvent | RefusalEvent
-Reply = Answer | UsageEvent | LimitEvent | RefusalEvent
+class ModelEvent(_Message):
+    """In a turn that shall use `asked` a request named another model, or (`answered`) the API answered with
+    another one than was requested. Told once for each turn and pair."""
+
+    kind: Literal["model"] = "model"
+    agent: str
+    turn: int | None
+    asked: str
+    requested: str
+    answered: str | None = None
+
+
+Event = UsageEvent | LimitEvent | RefusalEvent | ModelEvent
+Reply = Answer | UsageEvent | LimitEvent | RefusalEvent | ModelEvent
 REPLIES: TypeAdapter[Reply] = TypeAdapter(Annotated[Reply, Field(discriminator="kind")])

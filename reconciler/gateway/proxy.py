@@ -17,10 +17,11 @@ import aiohttp
 import structlog
 from aiohttp import web
 
+from reconciler.gateway.catalog import Catalog
 from reconciler.gateway.charges import Cashier
 from reconciler.gateway.credential import CredentialError
 from reconciler.gateway.deadlines import Bounds, Deadlines
-from reconciler.gateway.messages import AgentPolicy, LimitEvent, RefusalEvent
+from reconciler.gateway.messages import AgentPolicy, ClosureRow, LimitEvent, ModelEvent, RefusalEvent
 from reconciler.gateway.places import Allowance
 from reconciler.gateway.screening import BODY_LIMIT_BYTES, Refusal, Rules, Screened, forwarded_headers, screen
 from reconciler.gateway.upstream import Unreachable, Upstream
@@ -35,6 +36,8 @@ _PASSED_BACK = re.compile(r"content-type|request-id|retry-after|x-should-retry|a
 _SLOW_CHECK_S = 0.05
 _SLOW_CHECK_FACTOR = 4
 _LIMITED = frozenset({429, 529})
+_DATE = re.compile(r"-[0-9]{8}$")
+_MODELS_TOLD = 8
 
 
 @dataclass(slots=True)
@@ -44,6 +47,7 @@ class Client:
     policy: AgentPolicy
     rules: Rules
     bounds: Bounds
+    told_models: tuple[int | None, set[tuple[str, str]]] = field(default_factory=lambda: (None, set()))
     places: Allowance = field(init=False)
     memory: Allowance = field(init=False)
 
@@ -68,12 +72,14 @@ class Proxy:
         *,
         upstream: Upstream,
         cashier: Cashier,
+        catalog: Catalog,
         deadlines: Deadlines,
         now: Callable[[], float],
-        tell: Callable[[LimitEvent | RefusalEvent], None],
+        tell: Callable[[LimitEvent | RefusalEvent | ModelEvent], None],
     ) -> None:
         self._upstream = upstream
         self._cashier = cashier
+        self._catalog = catalog
         self._deadlines = deadlines
         self._drain_s = deadlines.drain_s
         self._now = now
@@ -115,7 +121,12 @@ class Proxy:
             await self._enter(held, client.memory, BODY_LIMIT_BYTES if length is None else length)
             raw = await self._body(request)
             begun = time.monotonic()
-            screened = screen(raw, client.rules, counting=counting)
+            try:
+                screened = screen(raw, client.rules, counting=counting)
+            except Refusal as refusal:
+                if refusal.model and self._compare(client, refusal.model):
+                    refusal.message += f"; this turn was given {client.policy.asked_model!r}"
+                raise
             if (taken := time.monotonic() - begun) > _SLOW_CHECK_S:
                 await asyncio.sleep(taken * _SLOW_CHECK_FACTOR)
             if counting:
@@ -162,6 +173,7 @@ class Proxy:
         raw: bytes,
         headers: Mapping[str, str],
     ) -> web.StreamResponse:
+        self._compare(client, screened.model)
         charge, body = await self._cashier.reserve(client.policy, screened, raw, headers)
         deadline = self._deadlines.first_byte_s if screened.stream else self._deadlines.whole_s
         fate = _Fate()
@@ -178,6 +190,7 @@ class Proxy:
             raise
         finally:
             _let_go(sending)
+            self._compare(client, screened.model, fate.meter.model)
             if not fate.costs:
                 await self._cashier.release(charge)
             elif fate.meter.finished:
@@ -248,10 +261,39 @@ class Proxy:
                 while piece := await answer.content.readany():
                     fate.meter.feed(piece)
 
+    def _compare(self, client: Client, requested: str, answered: str = "") -> bool:
+        """Tell, once a turn, that a request names another model than the turn was given, or that another one
+        answered than was requested (a date behind its name apart); whether the first is so."""
+        policy = client.policy
+        asked = policy.asked_model or ""
+        other = bool(asked) and requested != self._catalog.id(asked)
+        replaced = bool(answered) and _DATE.sub("", answered) != _DATE.sub("", requested)
+        if client.told_models[0] != policy.turn:
+            client.told_models = (policy.turn, set())
+        known, pair = client.told_models[1], (requested, answered if replaced else "")
+        if (replaced or (other and not answered)) and pair not in known and len(known) < _MODELS_TOLD:
+            known.add(pair)
+            self._tell(
+                ModelEvent(
+                    agent=policy.agent,
+                    turn=policy.turn,
+                    asked=asked or requested,
+                    requested=requested,
+                    answered=answered if replaced else None,
+                )
+            )
+        return other
+
     def _refuse(self, client: Client, refusal: Refusal) -> web.Response:
         policy = client.policy
         self._tell(
-            RefusalEvent(agent=policy.agent, turn=policy.turn, reason=refusal.reason, message=refusal.message)
+            RefusalEvent(
+                agent=policy.agent,
+                turn=policy.turn,
+                reason=refusal.reason,
+                message=refusal.message,
+                closure=None if refusal.closure is None else ClosureRow.of(refusal.closure),
+            )
         )
         return _error(refusal)
 

@@ -14,10 +14,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from reconciler.gateway.usage import NAME_LIMIT
+from reconciler.store.ledger import Closure
+
 BODY_LIMIT_BYTES = 32 * 1024 * 1024
 # Each of these characters may become a Python object of some hundred bytes.
 OBJECTS_LIMIT = 1_000_000
 HEADER_LIMIT = 4096
+# The API puts a text of its own before a request with tools: between 159 and 530 tokens for the models that
+# its documentation has figures of. Twice that, for those that it has none of.
+ADDED_TOKENS = 1024
+# The documented most of one picture is (width * height) / 750 after scaling to 1568 pixels; models of high
+# resolution take up to three times as much.
+PICTURE_TOKENS = 5000
 
 # What Claude Code 2.1.330 sends of its own accord, with every model and setting that the hive offers.
 CLI_BETAS = frozenset({
@@ -53,16 +62,28 @@ Reason = Literal["budget", "model", "request", "credential", "busy", "upstream"]
 class Refusal(Exception):  # noqa: N818 - it says what it is
     """The request is answered by the gateway itself: HTTP status, the API's error type, and words.
 
-    `reason` is for the host. The CLI gives up at once on 403; on 400 it tries again without its newest
+    `reason` is for the host, and so are `closure` (no more is served today) and `model`, the one that was
+    named and is not allowed. The CLI gives up at once on 403; on 400 it tries again without its newest
     features.
     """
 
-    def __init__(self, status: int, kind: str, message: str, *, reason: Reason = "request") -> None:
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        *,
+        reason: Reason = "request",
+        closure: Closure | None = None,
+        model: str = "",
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.kind = kind
         self.message = message
         self.reason = reason
+        self.closure = closure
+        self.model = model
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +97,15 @@ class Rules:
 @dataclass(frozen=True, slots=True)
 class Screened:
     """What of a body matters further on. `max_tokens` is 0 where the endpoint has none; `thinking_tokens`
-    is what the API wants to be less than it."""
+    is what the API wants to be less than it. `input_tokens` is no less than what the API will count, None
+    where only the API knows."""
 
     model: str
     max_tokens: int
     stream: bool
     thinking_tokens: int
     long_cache: bool
+    input_tokens: int | None
 
 
 def screen(raw: bytes, rules: Rules, *, counting: bool) -> Screened:
@@ -92,7 +115,8 @@ def screen(raw: bytes, rules: Rules, *, counting: bool) -> Screened:
     if not isinstance(model, str) or model not in rules.models:
         allowed = ", ".join(sorted(rules.models)) or "none"
         told = f"the model {_short(model)} is not allowed here; allowed: {allowed}"
-        raise Refusal(403, "permission_error", told, reason="model")
+        named = model[:NAME_LIMIT] if isinstance(model, str) else ""
+        raise Refusal(403, "permission_error", told, reason="model", model=named)
     _only("the field", body, _FIELDS, rules.server)
     _check_tools(body.get("tools"), rules.server)
     _check_edits(body.get("context_management"), rules.server)
@@ -110,7 +134,28 @@ def screen(raw: bytes, rules: Rules, *, counting: bool) -> Screened:
         stream=body.get("stream") is True,
         thinking_tokens=_thinking(body.get("thinking")),
         long_cache=b'"1h"' in raw,
+        input_tokens=_input_bound(raw, body, rules.server),
     )
+
+
+def _input_bound(raw: bytes, body: Mapping[str, Any], server: frozenset[str]) -> int | None:
+    """No token is shorter than a byte, and what the API adds to each message is less than its JSON. Beside
+    that it adds a text of its own for tools and for thinking, and pictures are worth more than their bytes.
+    What a document or a tool on the API's side comes to is the API's own guess: None."""
+    pictures = 0
+    waiting = [message.get("content") for message in body["messages"]]
+    while waiting:
+        content = waiting.pop()
+        for block in content if isinstance(content, list) else ():
+            if block.get("type") == "document" and _word((block.get("source") or {}).get("type")) != "text":
+                return None
+            pictures += block.get("type") == "image"
+            waiting.append(block.get("content"))
+    tools = body.get("tools") or ()
+    if server and any(tool.get("type", "custom") != "custom" for tool in tools):
+        return None
+    added = ADDED_TOKENS if tools or body.get("thinking") is not None else 0
+    return len(raw) + added + pictures * PICTURE_TOKENS
 
 
 def forwarded_headers(headers: Iterable[tuple[str, str]], rules: Rules) -> dict[str, str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LINE_LIMIT_BYTES = 1024 * 1024
+NAME_LIMIT = 100
 _AMOUNT_LIMIT = 1_000_000_000
 
 
@@ -49,11 +50,13 @@ class Meter:
     """Reads usage from a stream of server-sent events that passes by in pieces of any size.
 
     `started`: message_start was seen, so the input is known exactly. `finished`: the final numbers were
-    seen and the message ended; only then is `usage` what the request cost.
+    seen and the message ended; only then is `usage` what the request cost. `model`: which one answered, by
+    the answer's own word; empty until it said so.
     """
 
     def __init__(self) -> None:
         self.usage = Usage()
+        self.model = ""
         self.started = False
         self.finished = False
         self._totalled = False
@@ -75,6 +78,7 @@ class Meter:
             return
         if isinstance(message, dict) and isinstance(message.get("usage"), dict):
             self.usage = usage_of(message["usage"])
+            self.model = _name(message.get("model"))
             self.started = self.finished = True
 
     def _read(self, text: bytes) -> None:
@@ -87,12 +91,17 @@ class Meter:
         kind = event.get("type")
         if kind == "message_start" and isinstance(event.get("message"), dict):
             self.usage = usage_of(event["message"].get("usage"), self.usage)
+            self.model = _name(event["message"].get("model"))
             self.started = True
         elif kind == "message_delta":
             self.usage = usage_of(event.get("usage"), self.usage)
             self._totalled = True
         elif kind == "message_stop":
             self.finished = self.started and self._totalled
+
+
+def _name(raw: Any) -> str:
+    return raw[:NAME_LIMIT] if isinstance(raw, str) else ""
 
 
 def _amount(raw: Any, name: str, default: int) -> int:

@@ -104,11 +104,21 @@ async def use_session(tx: Tx, name: str, session_id: str) -> None:
 
 
 def parked_until(row: Row, now: int) -> int | None:
-    """Until when the agent is parked: 0 not at all, None without end. `now` in microseconds."""
-    if not row["parked_reason"]:
-        return 0
-    until = row["parked_until_at"]
-    return until if until is None or until > now else 0
+    """Until when the agent is parked, by a failed turn or by a budget: 0 not at all, None without end. `now`
+    in microseconds."""
+    until = row["parked_until_at"] if row["parked_reason"] else 0
+    if until is None:
+        return None
+    until = max(until, row["budget_until_at"] or 0)
+    return until if until > now else 0
+
+
+def parked_reason(row: Row, now: int) -> str:
+    """Why it is: the reason of what keeps it longest."""
+    failed, budget = row["parked_until_at"], row["budget_until_at"] or 0
+    if budget > now and not (row["parked_reason"] and (failed is None or failed > budget)):
+        return str(row["budget_reason"])
+    return str(row["parked_reason"])
 
 
 def napping_until(row: Row, now: int) -> int:

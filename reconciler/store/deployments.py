@@ -171,7 +171,7 @@ async def serving_generation(db: Database, name: AgentName) -> Row | None:
     )
 
 
-async def serving_specs(db: Database) -> dict[str, str]:
+async def serving_specs(db: Reader) -> dict[str, str]:
     """Of every agent that has one, the JSON of the spec that `serving_generation` gives."""
     rows = await db.all(
         "SELECT a.name, g.spec FROM agents a JOIN generations g ON g.agent = a.name AND g.number = "

@@ -2,6 +2,10 @@
  A request reserves its worst case before it is forwarded and settles with what it really cost. A
 reservation that is found at start was under way when the gateway died; nobody knows what it cost, so it
 costs its worst case. Every write is one transaction and safe to repeat.
+
+A ceiling holds for what was spent *and* what is reserved, looked at and reserved in one transaction, so no
+number of requests at once gets past it. Of a day on which the ledger was restored from a backup nobody knows
+what was spent before: its budgets count as spent, but for what the operator adds afterwards.
 """
 
 from __future__ import annotations
@@ -10,11 +14,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
+from reconciler.model.days import local_day
 from reconciler.store.db import Database, Reader, Row, Tx
 
 TURNS_KEPT_DAYS = 30
+CLOSURES_KEPT_DAYS = 2
+RESTORED = "restored"
+"""In place of a day: this file is a copy out of a backup (`ledgercopy` writes it)."""
 _DAY_MICROS = 86_400_000_000
 
 
@@ -51,21 +59,88 @@ class Entry:
     turn: str
 
 
+Budget = Literal["agent", "hive", "turn"]
+"""Whose ceiling: the agent's dollars of the day, the hive's, the tokens of the turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Dollars of a day: the budget, and what the operator added to it for that day."""
+
+    usd_micro: int
+    added_usd_micro: int = 0
+
+    @property
+    def ceiling(self) -> int:
+        """All that may be spent."""
+        return self.usd_micro + self.added_usd_micro
+
+
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """What the agent may spend; None: no limit."""
+    """What may be spent; None: no limit. `hive_day` holds for all agents together."""
 
-    usd_micro_day: int | None = None
+    agent_day: Allowed | None = None
+    hive_day: Allowed | None = None
     tokens_turn: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Shortage:
-    """The reservation does not fit; what is left under each ceiling that there is (may be negative), with the
-    reservations of other requests under way taken off."""
+class Room:
+    """What a request finds under one ceiling, in micro-dollars or tokens: `spent` is settled, `reserved` is
+    held by other requests under way, and much of it usually comes back."""
 
-    usd_micro_left: int | None
-    tokens_left: int | None
+    budget: Budget
+    ceiling: int
+    spent: int
+    reserved: int
+
+    @property
+    def left(self) -> int:
+        """What may be reserved now; may be negative."""
+        return self.ceiling - self.spent - self.reserved
+
+    @property
+    def left_at_rest(self) -> int:
+        """What is left at least when no request is under way: if all of them cost nothing."""
+        return self.ceiling - self.spent
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """The reservation does not fit: the rooms under all ceilings that there are."""
+
+    rooms: tuple[Room, ...]
+
+    def usd_micro_left(self, *, at_rest: bool = False) -> int | None:
+        """The narrowest room in dollars; None without a limit."""
+        return self._least("agent", "hive", at_rest=at_rest)
+
+    def tokens_left(self, *, at_rest: bool = False) -> int | None:
+        """The room in tokens; None without a limit."""
+        return self._least("turn", at_rest=at_rest)
+
+    def _least(self, *budgets: Budget, at_rest: bool) -> int | None:
+        found = (room for room in self.rooms if room.budget in budgets)
+        return min((room.left_at_rest if at_rest else room.left for room in found), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Closure:
+    """An agent gets no more on `day`, because what was left of a budget was too little for a request that
+    an untouched one would have had room for."""
+
+    agent: str
+    day: str
+    budget: Literal["agent", "hive"]
+    ceiling_usd_micro: int
+    spent_usd_micro: int
+    needed_usd_micro: int
+
+    def holds(self, day: str, ceilings: Ceilings) -> bool:
+        """Whether it is still so: not after midnight, nor under a higher ceiling."""
+        allowed = ceilings.agent_day if self.budget == "agent" else ceilings.hive_day
+        return self.day == day and allowed is not None and allowed.ceiling <= self.ceiling_usd_micro
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +177,11 @@ class Ledger:
         async with ledger._database.transaction() as tx:
             for row in await tx.all("SELECT id FROM reservations ORDER BY id"):
                 await _settle(tx, int(row["id"]), None)
+            await _begin_restored(tx, local_day(now()))
             await tx.run("DELETE FROM turn_tokens WHERE spent_at < ?", tx.now - TURNS_KEPT_DAYS * _DAY_MICROS)
+            await tx.run(
+                "DELETE FROM closures WHERE closed_at < ?", tx.now - CLOSURES_KEPT_DAYS * _DAY_MICROS
+            )
         return ledger
 
     async def reserve(self, entry: Entry, worst: Cost, ceilings: Ceilings) -> int | Shortage:
@@ -131,6 +210,29 @@ class Ledger:
         async with self._database.transaction() as tx:
             await tx.run("DELETE FROM reservations WHERE id = ?", reservation)
 
+    async def close_day(self, closure: Closure) -> None:
+        """Remember that the agent gets no more on that day; the newest closure of an agent counts."""
+        async with self._database.transaction() as tx:
+            await tx.run(
+                "INSERT OR REPLACE INTO closures VALUES (?, ?, ?, ?, ?, ?, ?)",
+                *(closure.agent, closure.day, closure.budget, closure.ceiling_usd_micro),
+                *(closure.spent_usd_micro, closure.needed_usd_micro, tx.now),
+            )
+
+    async def closures(self, *, day: str, after: str, limit: int) -> Sequence[Closure]:
+        """Those of a day, by agent, of agents after that name."""
+        sql = "SELECT * FROM closures WHERE day = ? AND agent > ? ORDER BY agent LIMIT ?"
+        return [_closure(row) for row in await self._database.all(sql, day, after, limit)]
+
+    async def closure(self, agent: str) -> Closure | None:
+        """The agent's, which may be over."""
+        row = await self._database.one("SELECT * FROM closures WHERE agent = ?", agent)
+        return None if row is None else _closure(row)
+
+    async def unknown(self) -> dict[str, int]:
+        """Days of which the ledger lost what was spent before an instant (microseconds since the epoch)."""
+        return {row["day"]: row["at"] for row in await self._database.all("SELECT * FROM unknown_days")}
+
     async def spending(self, *, since: str, after: tuple[str, str, str], limit: int) -> Sequence[Spent]:
         """Rows of days from `since` on, in order of (day, agent, model), after that key."""
         rows = await self._database.all(
@@ -145,26 +247,55 @@ class Ledger:
         await self._database.close()
 
 
+_SPENT = "SELECT usd_micro AS n FROM spending WHERE day = ?"
+_KNOWN_BEFORE = "SELECT usd_micro AS n FROM known_before"
+_RESERVED = "SELECT usd_micro AS n FROM reservations WHERE day = ?"
+
+
 async def _shortage(tx: Reader, entry: Entry, worst: Cost, ceilings: Ceilings) -> Shortage | None:
-    usd_left = tokens_left = None
-    if ceilings.usd_micro_day is not None:
-        usd_left = ceilings.usd_micro_day - await _sum(
-            tx,
-            "SELECT usd_micro AS n FROM spending WHERE agent = ? AND day = ?"
-            " UNION ALL SELECT usd_micro FROM reservations WHERE agent = ? AND day = ?",
-            *(entry.agent, entry.day, entry.agent, entry.day),
-        )
+    rooms = []
+    if ceilings.agent_day is not None:
+        rooms.append(await _day_room(tx, "agent", ceilings.agent_day, entry.day, entry.agent))
+    if ceilings.hive_day is not None:
+        rooms.append(await _day_room(tx, "hive", ceilings.hive_day, entry.day, None))
     if ceilings.tokens_turn is not None:
-        tokens_left = ceilings.tokens_turn - await _sum(
-            tx,
-            "SELECT tokens AS n FROM turn_tokens WHERE agent = ? AND turn = ?"
-            " UNION ALL SELECT input_tokens + output_tokens FROM reservations WHERE agent = ? AND turn = ?",
-            *(entry.agent, entry.turn, entry.agent, entry.turn),
+        spent = await _sum(
+            tx, "SELECT tokens AS n FROM turn_tokens WHERE agent = ? AND turn = ?", entry.agent, entry.turn
         )
-    fits = (usd_left is None or worst.usd_micro <= usd_left) and (
-        tokens_left is None or worst.tokens.counted <= tokens_left
+        held = await _sum(
+            tx,
+            "SELECT input_tokens + output_tokens AS n FROM reservations WHERE agent = ? AND turn = ?",
+            *(entry.agent, entry.turn),
+        )
+        rooms.append(Room("turn", ceilings.tokens_turn, spent, held))
+    fits = all(
+        (worst.tokens.counted if room.budget == "turn" else worst.usd_micro) <= room.left for room in rooms
     )
-    return None if fits else Shortage(usd_left, tokens_left)
+    return None if fits else Shortage(tuple(rooms))
+
+
+async def _begin_restored(tx: Tx, day: str) -> None:
+    """If this is a copy out of a backup, what was spent on this day before now is not known."""
+    if await tx.one("SELECT 1 FROM unknown_days WHERE day = ?", RESTORED):
+        await tx.run("INSERT OR REPLACE INTO unknown_days VALUES (?, ?)", day, tx.now)
+        await tx.run("DELETE FROM known_before")
+        await tx.run(
+            "INSERT INTO known_before SELECT agent, SUM(usd_micro) FROM spending WHERE day = ? "
+            "GROUP BY agent",
+            day,
+        )
+    await tx.run("DELETE FROM unknown_days WHERE day <> ?", day)
+
+
+async def _day_room(tx: Reader, budget: Budget, allowed: Allowed, day: str, agent: str | None) -> Room:
+    """The room under a budget of a day: of one agent, or (None) of all."""
+    whose = " AND agent = ?" if agent is not None else ""
+    values = (day,) if agent is None else (day, agent)
+    spent, reserved = await _sum(tx, _SPENT + whose, *values), await _sum(tx, _RESERVED + whose, *values)
+    if await tx.one("SELECT 1 FROM unknown_days WHERE day = ?", day):
+        before = _KNOWN_BEFORE if agent is None else f"{_KNOWN_BEFORE} WHERE agent = ?"
+        spent += allowed.usd_micro - await _sum(tx, before, *values[1:])
+    return Room(budget, allowed.ceiling, spent, reserved)
 
 
 async def _sum(tx: Reader, sql: str, *values: str) -> int:
@@ -207,3 +338,14 @@ def _spent(row: Row) -> Spent:
         cache_write=row["cache_write_tokens"],
     )
     return Spent(row["agent"], row["day"], row["model"], row["requests"], tokens, row["usd_micro"])
+
+
+def _closure(row: Row) -> Closure:
+    return Closure(
+        row["agent"],
+        row["day"],
+        row["budget"],
+        row["ceiling_usd_micro"],
+        row["spent_usd_micro"],
+        row["needed_usd_micro"],
+    )

@@ -68,6 +68,9 @@ READS = {
     "events --after 1": "/v1/events?after=1",
     "audit": "/v1/audit",
     "spending": "/v1/spending",
+    "budget": "/v1/budgets",
+    "budget scout": "/v1/agents/scout/budget",
+    "budget --hive": "/v1/budget",
     "users": "/v1/users",
     "sessions": "/v1/sessions",
 }

@@ -38,6 +38,7 @@ BODIES: dict[str, Any] = {
     "NewAgent": {"name": "scribe"},
     "Purge": {"confirm": "scout"},
     "SetModel": {"model": "opus"},
+    "RaiseBudget": {"usd": 1.5},
     "NewMessage": {"to": "scout", "body": "hello"},
     "Propose": {"agent": "smith", "commit": "0" * 40},
     "Approve": {"digest": DIGEST},

@@ -124,3 +124,23 @@ def a_session(user: str, role: UserRole) -> api.Session:
     return api.Session(
         user=user, role=role, csrf="c" * 32, created_at=AT, expires_at=AT, stepped_up_until=None, session=None
     )
+
+
+def a_budget(scope: str = "scout", *, spent: float = 0.5, limit: float | None = 2.0) -> api.Budget:
+    return api.Budget(
+        scope=scope,
+        day="2026-03-01",
+        resets_at="2026-03-02T00:00:00.000Z",
+        usd_per_day=limit,
+        added_today_usd=0.0,
+        limit_today_usd=limit,
+        spent_today_usd=spent,
+        left_today_usd=None if limit is None else max(0.0, limit - spent),
+        share=None if limit is None else spent / limit,
+        warn_at=0.8,
+        warned_at=None,
+        state="unlimited" if limit is None else "ok",
+        waits=False,
+        reason="",
+        tokens_per_turn=None,
+    )

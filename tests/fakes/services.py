@@ -27,6 +27,7 @@ from tests.fakes.objects import (
     DIGEST,
     OPERATOR_SECRET,
     VIEWER_SECRET,
+    a_budget,
     a_loop,
     a_message,
     a_proposal,
@@ -613,6 +614,27 @@ class FakeDoctor:
 
 
 @dataclass
+class FakeBudgets:
+    """One agent with a budget, and the hive's."""
+
+    calls: Recorded = field(default_factory=list)
+
+    async def all(self) -> api.BudgetList:
+        return api.BudgetList(items=[a_budget("*"), a_budget("scout")])
+
+    async def of(self, scope: str) -> api.Budget:
+        if scope not in {"*", "scout"}:
+            raise _missing("agent", scope)
+        return a_budget(scope)
+
+    async def raise_today(self, actor: Actor, scope: str, request: api.RaiseBudget) -> api.Budget:
+        before = await self.of(scope)
+        self.calls.append(("raise_today", (actor, scope, request)))
+        limit = (before.limit_today_usd or 0) + request.usd
+        return before.model_copy(update={"limit_today_usd": limit, "added_today_usd": request.usd})
+
+
+@dataclass
 class FakeServices:
     """All of them, and the value that servers take."""
 
@@ -624,6 +646,7 @@ class FakeServices:
     lifecycle: FakeLifecycle = field(default_factory=FakeLifecycle)
     backups: FakeBackups = field(default_factory=FakeBackups)
     doctor: FakeDoctor = field(default_factory=FakeDoctor)
+    budgets: FakeBudgets = field(default_factory=FakeBudgets)
 
     def bundle(self) -> Services:
         return Services(
@@ -635,4 +658,5 @@ class FakeServices:
             self.lifecycle,
             self.backups,
             self.doctor,
+            self.budgets,
         )

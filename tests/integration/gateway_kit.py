@@ -21,7 +21,7 @@ from reconciler.config import Config, Gateway
 from reconciler.gateway.app import control_path, gateway
 from reconciler.gateway.client import GatewayClient
 from reconciler.gateway.deadlines import Bounds, Deadlines
-from reconciler.gateway.messages import AgentPolicy, LimitEvent, RefusalEvent, UsageEvent
+from reconciler.gateway.messages import AgentPolicy, LimitEvent, ModelEvent, RefusalEvent, UsageEvent
 from reconciler.scripted.scenario import Scenario
 from reconciler.scripted.server import Log, ScriptedModel
 
@@ -68,6 +68,7 @@ class Lab:
     usage: list[UsageEvent] = field(default_factory=list)
     limits: list[LimitEvent] = field(default_factory=list)
     refusals: list[RefusalEvent] = field(default_factory=list)
+    models: list[ModelEvent] = field(default_factory=list)
 
     @property
     def config(self) -> Config:
@@ -138,6 +139,7 @@ class Lab:
             on_usage=self.usage.append,
             on_limit=self.limits.append,
             on_refusal=self.refusals.append,
+            on_model=self.models.append,
         )
         await client.configure(policies)
         running = asyncio.create_task(client.run())

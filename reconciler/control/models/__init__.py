@@ -46,6 +46,8 @@ Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`.
 | GET /v1/session · POST /v1/logout | - | Session · Done | viewer |
 | GET /v1/users · GET /v1/sessions | - | UserList · SessionList | operator |
 | GET /v1/spending | - | SpendingList | viewer |
+| GET /v1/budgets · GET /v1/budget · GET /v1/agents/{name}/budget | - | BudgetList · Budget | viewer |
+| POST /v1/budget/raise · POST /v1/agents/{name}/budget/raise | RaiseBudget | Budget | operator |
 | GET /v1/backup/plan | - | BackupPlan | operator, control.sock only |
 | GET /v1/backup?state | - | application/x-tar, see reconciler.backup.format | operator, control.sock only |
 | GET /v1/doctor · POST /v1/doctor/repair | - | Health | operator, control.sock only |

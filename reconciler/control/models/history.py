@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from reconciler.control.models.base import Model
+from pydantic import Field
+
+from reconciler.control.models.base import Model, Write
 
 
 class Event(Model):
@@ -64,3 +66,45 @@ class SpendingList(Model):
 
     items: list[Spending]
     next: str | None = None
+
+
+BudgetState = Literal["unlimited", "ok", "warned", "reached"]
+
+
+class Budget(Model):
+    """The budget of an agent, or (`scope` `*`) of the hive, on the host-local day that ends at `resets_at`.
+
+    `limit_today_usd` is `usd_per_day` and what the operator added for this day; None: no limit. `share` of it
+    is spent. `state`: `warned` from the share `warn_at` on, `reached` when nothing is left or an agent waits
+    for the day's end (`waits`, with the `reason`; it may be the hive's budget that it waits for).
+    """
+
+    scope: str
+    day: str
+    resets_at: str
+    usd_per_day: float | None
+    added_today_usd: float
+    limit_today_usd: float | None
+    spent_today_usd: float
+    left_today_usd: float | None
+    share: float | None
+    warn_at: float
+    warned_at: str | None
+    state: BudgetState
+    waits: bool
+    reason: str
+    tokens_per_turn: int | None
+
+
+class BudgetList(Model):
+    """The hive's, then the agents' by name."""
+
+    items: list[Budget]
+    next: str | None = None
+
+
+class RaiseBudget(Write):
+    """Add `usd` to the budget of today; it ends with the day."""
+
+    usd: Annotated[float, Field(gt=0, le=100_000)]
+    note: Annotated[str, Field(max_length=2000)] = ""
