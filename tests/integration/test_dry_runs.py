@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from reconciler.app import Effects, Hived, Supervisor
-from reconciler.config import Config, Gateway
+from reconciler.config import Budget, Config, Gateway
 from reconciler.control import models as api
 from reconciler.control.routes import ROUTES
 from reconciler.effects.git import GitRepositories
@@ -112,6 +112,7 @@ class World:
             ("/login-links", {"user": "vera", "role": "viewer"}),
             ("/agents/smith/model", {"model": "opus"}),
             ("/loops/scout/smith", {"deliver": False, "note": "x"}),
+            ("/budget/raise", {"usd": 1.5, "note": "x"}),
             ("/agents/smith/nap", {"seconds": 60, "note": "x"}),
             ("/agents/smith/rollback", {"now": True, "note": "worse"}),
             ("/agents/smith/hold", {"note": "odd"}),
@@ -142,7 +143,7 @@ async def world(place: Path) -> AsyncIterator[World]:
     state.mkdir(mode=0o711)
     config = Config(
         state_dir=str(state), run_dir=str(place / "run"), ui_user="nobody", operator_group="nogroup",
-        gateway=Gateway(allowed_models=["haiku", "sonnet", "opus"]),
+        gateway=Gateway(allowed_models=["haiku", "sonnet", "opus"]), budget=Budget(usd_per_day=5.0),
     )  # fmt: skip
     clock, git = VirtualClock(), GitRepositories(state, Quarantine(state / "quarantine", NOBODY))
     store = await Store.open(state, now=clock.now)
