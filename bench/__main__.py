@@ -1,12 +1,14 @@
-"""`make bench`: starts a demo hive, measures, and prints one line per figure.
+"""`make bench`: measures, and prints one line per figure; ARGS="starts crashes" makes it only these parts.
+What needs systemd as PID 1 runs in a throw-away host (`checks/bed/`).
 
 message → request at the model, warm session   against a bare `claude --print` of the same version
 container start → harness hello                in milliseconds, and against a bare Python in the same root
 model request → first byte, end                through the gateway, against the model itself
 durable messages, and how soon they arrive     against Redis Streams and NATS JetStream
-container killed → event of its crash          against its end seen through a pidfd
-start asked of hived → payload is up            against the same container through the driver alone
-300 agents: list, plans, full read, decision   against one ListUnitsByPatterns, where there is a system bus
+container killed → event of its crash          against its end seen through a pidfd; both drivers
+approved → hello, nothing to build             against `systemctl start` of the unit, or the driver alone
+full read of agents with units, nothing to do  against one ListUnitsByPatterns
+300 agents: list, plans, full read, decision   against one SELECT of their rows
 databases of a tenth of that after 45 days     MiB, with the host's pruning
 no-op pass of one agent                        against reading the same rows and records without planning
 resident memory of each process, idle          MiB
@@ -19,15 +21,29 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench import bare, broker, containers, crashes, fleet, gateway, latency, memory, month, passes, starts
+from bench import (
+    bare,
+    broker,
+    containers,
+    crashes,
+    fleet,
+    gateway,
+    inbed,
+    latency,
+    memory,
+    month,
+    noop,
+    passes,
+    starts,
+)
 from bench.figures import Figure
+from checks.bed import images
 from tests.support.demohive import free_port, start_demo, stop_demo
 
 SAMPLES = 12
-CRASHES = 200
 TAIL_FROM = 100  # fewer samples have no 99th percentile
 
 
@@ -58,31 +74,59 @@ def _percentile(samples: Sequence[float]) -> float:
 def main(arguments: Sequence[str]) -> int:
     """Exit status 0; figures on standard output, as JSON with `--json`."""
     parser = argparse.ArgumentParser(prog="make bench")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {' '.join(_PARTS)}; default: all")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(arguments)
-    figures: list[Figure] = []
-    with tempfile.TemporaryDirectory(prefix="hive-bench-") as folder:
-        figures += passes.measure(SAMPLES)
-        figures += gateway.measure(SAMPLES)
-        figures += broker.measure(SAMPLES)
-        figures += crashes.measure(CRASHES)
-        figures += starts.measure(SAMPLES)
-        figures += fleet.measure(SAMPLES)
-        figures += month.measure(SAMPLES)
-        baseline = bare.measure(SAMPLES)
-        demo = start_demo(Path(folder) / "demo", free_port())
-        try:
-            figures += latency.measure(demo, SAMPLES, baseline)
-            figures += containers.measure(demo, SAMPLES)
-            figures += memory.measure(demo)
-        finally:
-            stop_demo(demo)
+    parser.add_argument("--suite", choices=images.SUITES, default="bookworm", help="of the throw-away host")
+    parser.add_argument("--in-bed", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_intermixed_args(arguments)
+    if unknown := set(options.parts) - set(_PARTS):
+        parser.error(f"no such part: {' '.join(sorted(unknown))}")
+    parts = [part for part in _PARTS if part in (options.parts or _PARTS)]
+    here = [part for part in parts if part in _HERE and not options.in_bed]
+    with_units = [part for part in parts if part in _WITH_UNITS]
+    figures = [figure for part in here for figure in _HERE[part]()]
+    if options.in_bed:
+        figures = [figure for part in with_units for figure in _WITH_UNITS[part]()]
+    elif with_units:
+        figures += inbed.measure(with_units, options.suite)
     if options.json:
         print(json.dumps([figure.as_json() for figure in figures], indent=1))
         return 0
     for figure in figures:
         show(figure)
     return 0
+
+
+def _of_demo() -> list[Figure]:
+    """A whole demo hive beside a bare CLI."""
+    baseline = bare.measure(SAMPLES)
+    with tempfile.TemporaryDirectory(prefix="hive-bench-") as folder:
+        demo = start_demo(Path(folder) / "demo", free_port())
+        try:
+            figures = latency.measure(demo, SAMPLES, baseline)
+            figures += containers.measure(demo, SAMPLES)
+            return figures + memory.measure(demo)
+        finally:
+            stop_demo(demo)
+
+
+_HERE: dict[str, Callable[[], list[Figure]]] = {
+    "passes": lambda: passes.measure(SAMPLES),
+    "gateway": lambda: gateway.measure(SAMPLES),
+    "broker": lambda: broker.measure(SAMPLES),
+    "crashes": lambda: crashes.measure(crashes.CRASHES),
+    "starts": lambda: starts.measure(SAMPLES),
+    "fleet": lambda: fleet.measure(SAMPLES),
+    "month": lambda: month.measure(SAMPLES),
+    "demo": _of_demo,
+}
+# The same again, or only there: with real units, in a host that is thrown away.
+_WITH_UNITS: dict[str, Callable[[], list[Figure]]] = {
+    "noop": lambda: noop.measure(SAMPLES),
+    "starts": lambda: starts.measure(SAMPLES, "systemd"),
+    "crashes": lambda: crashes.measure(crashes.CRASHES, "systemd"),
+}
+_PARTS = tuple({**_HERE, **_WITH_UNITS})
 
 
 if __name__ == "__main__":

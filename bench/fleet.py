@@ -21,8 +21,6 @@ from bench.memory import resident_mib
 from harness import wire
 from reconciler.app import Hived
 from reconciler.control import models as api
-from reconciler.effects.bus import SystemBus
-from reconciler.effects.containers.units import Units
 from reconciler.model.names import AgentName
 from reconciler.model.states import Role, UserRole
 from reconciler.services import Actor
@@ -33,7 +31,6 @@ AGENTS = 300
 BOOT = "b" * 32
 OPERATOR = Actor("operator:bench", UserRole.OPERATOR)
 DEADLINE_S = 30.0
-_BUS = Path("/run/dbus/system_bus_socket")
 
 Work = Callable[[], Awaitable[object]]
 
@@ -47,19 +44,19 @@ def measure(samples: int) -> list[Figure]:
 
 async def _measure(folder: Path, samples: int) -> list[Figure]:
     before = resident_mib(os.getpid())
-    async with fleet(folder, AGENTS) as world, _at_work(world) as hived, _baseline(world) as (name, baseline):
+    async with fleet(folder, AGENTS) as world, _at_work(world) as hived:
         grown = resident_mib(os.getpid()) - before
         lists, plans, reads, rows = [], [], [], []
         for _ in range(samples):
             lists.append(await _timed(hived.agents.all))
             plans.append(await _timed(hived.agents.plans))
             reads.append(await _timed(hived.passes.full_read))
-            rows.append(await _timed(baseline))
+            rows.append(await _timed(lambda: world.store.state.all("SELECT * FROM agents")))
         decisions = [await _decide(world, hived, AgentName(f"new-{number}")) for number in range(samples)]
     return [
         Figure(f"list of {AGENTS} agents", "ms", lists),
         Figure(f"plans of {AGENTS} agents", "ms", plans),
-        Figure(f"full read of {AGENTS} agents, nothing to do", "ms", reads, name, rows),
+        Figure(f"full read of {AGENTS} agents, nothing to do", "ms", reads, "one SELECT of their rows", rows),
         Figure(f"decision → container started, beside {AGENTS} agents", "ms", decisions),
         Figure(f"memory that {AGENTS} agents take in hived", "MiB", [grown]),
     ]
@@ -93,23 +90,6 @@ async def _at_work(world: Fleet) -> AsyncIterator[Hived]:
 async def _greet(hived: Hived, name: AgentName) -> None:
     await hived.broker.hello(name, wire.Hello(wire=wire.WIRE_VERSION, boot=BOOT))
     await hived.broker.inbox(name, BOOT, wait_s=0, limit=1, turn=None)
-
-
-@contextlib.asynccontextmanager
-async def _baseline(world: Fleet) -> AsyncIterator[tuple[str, Work]]:
-    """One `ListUnitsByPatterns`; where there is no system bus, one statement over the agents' rows."""
-    if not _BUS.exists():
-        yield (
-            "one SELECT of their rows (there is no system bus here)",
-            lambda: world.store.state.all("SELECT * FROM agents"),
-        )
-        return
-    bus = SystemBus()
-    try:
-        units = Units(bus)
-        yield "one ListUnitsByPatterns", lambda: units.listed("hive-agent@*.service")
-    finally:
-        bus.close()
 
 
 async def _timed(work: Work) -> float:

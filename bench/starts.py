@@ -1,87 +1,87 @@
-"""From the operator's word to a container whose payload is up, over real containers of the shim driver under
-a whole hived: what needs no build goes the same way from its approval on. The baseline is the same container
-started through the driver alone.
+"""From the approval of a new agent to the hello of its harness, over real containers under a whole hived; its
+root is built already. The baseline is the same container, its unit started by `systemctl start`, or its shim
+by the driver alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
-import tempfile
 import time
-from pathlib import Path
-
-import structlog
+from typing import Literal
 
 from bench.figures import Figure
-from reconciler.config import Timeouts
+from bench.realfleet import Driver, declared, started
+from reconciler.app import Hived
 from reconciler.control import models as api
-from reconciler.store.db import Store
-from tests.fakes.git import FakeGit
-from tests.fakes.nix import FakeNix
-from tests.integration.containers_kit import Yard
-from tests.integration.test_crash_events import ROOT, SMITH, Hive, until
+from reconciler.effects import process
+from reconciler.effects.containers.unitfile import unit_name
+from reconciler.effects.protocols import ContainerSpec
+from reconciler.model.names import AgentName
+from tests.integration.containers_kit import served
+from tests.support.mixed import ROOT, MixedFleet
+
+DEADLINE_S = 60.0
 
 
-def measure(samples: int) -> list[Figure]:
+def measure(samples: int, driver: Driver = "shim") -> list[Figure]:
     """Milliseconds."""
-    if os.geteuid() != 0:
-        raise SystemExit("containers need root")
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    with tempfile.TemporaryDirectory(prefix="hive-bench-") as folder:
-        return asyncio.run(_measure(Path(folder), samples))
+    return asyncio.run(_measure(samples, driver))
 
 
-async def _measure(folder: Path, samples: int) -> list[Figure]:
-    folder.chmod(0o755)
-    yard = Yard.make(folder)
-    people = {"ui_user": "root", "gateway_user": "root", "build_user": "root", "operator_group": "root"}
-    yard.config = yard.config.model_copy(update={"timeouts": Timeouts(), **people})
-    store = await Store.open(Path(yard.config.state_dir))
-    hive = Hive(yard, store, FakeNix(), FakeGit())
-    try:
-        await hive.agent("smith")
-        by_hived = await _by_hived(hive, samples)
-        direct = await _direct(hive, samples)
-    finally:
-        await store.close()
-        await yard.clean()
-    name = "started through the driver alone"
-    return [Figure("start asked of hived → payload is up", "ms", by_hived, name, direct)]
+async def _measure(samples: int, driver: Driver) -> list[Figure]:
+    names = [AgentName(f"new-{number}") for number in range(samples)]
+    async with declared(1, driver) as world:
+        async with world.at_work() as hived:
+            await started(hived, world.names[0])
+            approved = [await _approved(hived, name) for name in names]
+        # Their containers live on; now nobody else looks after them.
+        plain = [await _plain(world, name) for name in names]
+    how = "`systemctl start` of its unit" if driver == "systemd" else "started through the driver alone"
+    return [Figure(f"approved → hello, nothing to build, {driver} driver", "ms", approved, how, plain)]
 
 
-async def _by_hived(hive: Hive, samples: int) -> list[float]:
-    taken = []
-    async with hive.hived() as hived:
-        await hive.running()
-        for _ in range(samples):
-            await hived.agents.stop(ROOT, "smith", api.Act())
-            await until(lambda: _absent(hive))
-            begun = time.perf_counter()
-            await hived.agents.start(ROOT, "smith", api.Act())
-            await hive.running()
-            taken.append((time.perf_counter() - begun) * 1000)
-        await hived.agents.stop(ROOT, "smith", api.Act())
-        await until(lambda: _absent(hive))
-    return taken
+async def _approved(hived: Hived, name: AgentName) -> float:
+    proposal = await hived.agents.new(ROOT, api.NewAgent(name=name))
+    async with asyncio.timeout(DEADLINE_S):
+        while (found := await hived.approvals.get(proposal.id)).state != "pending":  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    begun = time.time()
+    await hived.approvals.approve(ROOT, proposal.id, api.Approve(digest=found.digest or ""))
+    await started(hived, name)
+    hello = hived.broker.hello_of(name)
+    assert hello is not None
+    async with asyncio.timeout(DEADLINE_S):
+        while (await hived.approvals.get(proposal.id)).state != "deployed":  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    return (hello - begun) * 1000
 
 
-async def _direct(hive: Hive, samples: int) -> list[float]:
-    taken, driver = [], hive.yard.driver()
-    spec = await hive.yard.spec("smith")
-    for _ in range(samples):
+async def _plain(world: MixedFleet, name: AgentName) -> float:
+    """The same container again: from its start to the first words of its harness."""
+    spec = await world.spec(name)
+    await _act(world, spec, "stop")
+    async with served(spec) as listener, asyncio.timeout(DEADLINE_S):
         begun = time.perf_counter()
-        await driver.start(spec)
-        await hive.running()
-        taken.append((time.perf_counter() - begun) * 1000)
-        await driver.stop(SMITH)
-        await driver.clear(SMITH)
+        starting = asyncio.ensure_future(_act(world, spec, "start"))
+        loop = asyncio.get_running_loop()
+        connection, _ = await loop.sock_accept(listener)
+        with connection:
+            connection.setblocking(False)
+            await loop.sock_recv(connection, 4096)
+            taken = (time.perf_counter() - begun) * 1000
+        await starting
+        await _act(world, spec, "stop")
     return taken
 
 
-async def _absent(hive: Hive) -> bool:
-    return (await hive.yard.driver().status(SMITH)).phase == "absent"
+async def _act(world: MixedFleet, spec: ContainerSpec, what: Literal["start", "stop"]) -> None:
+    if world.driver == "systemd":
+        await process.run(["systemctl", what, unit_name(spec.name)], timeout_s=DEADLINE_S)
+    elif what == "start":
+        await world.yard.driver().start(spec)
+    else:
+        await world.yard.driver().stop(spec.name)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,14 @@ from reconciler.app import Hived
 from reconciler.control import models as api
 from reconciler.effects.protocols import ContainerStatus
 from reconciler.model.names import AgentName
-from reconciler.model.states import UserRole
 from reconciler.plan.steps import Settled
-from reconciler.services import Actor
 from tests.integration.containers_kit import needs_containers
 from tests.support.fleets import name_of
-from tests.support.mixed import MixedFleet, mixed_fleet
+from tests.support.mixed import ROOT, MixedFleet, mixed_fleet
 
 pytestmark = [pytest.mark.asyncio, needs_containers]
 AGENTS = 300
 REAL = 20
-ROOT = Actor("unix:root", UserRole.OPERATOR)
 IDLE = {"idle"}
 _DEADLINE_S = 120.0
 

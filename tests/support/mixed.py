@@ -8,21 +8,27 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from harness import wire
 from reconciler.app import Effects, Hived, Supervisor
 from reconciler.config import Timeouts, UidRange
 from reconciler.effects.clock import SystemClock
-from reconciler.effects.protocols import Containers, ContainerSpec, ContainerStatus
+from reconciler.effects.protocols import Containers, ContainerSpec, ContainerStatus, LogSink, ProgressSink
 from reconciler.model.names import AgentName
+from reconciler.model.spec import Limits
+from reconciler.model.states import UserRole
 from reconciler.notify import Notifier
+from reconciler.services import Actor
 from reconciler.store.db import Store
 from tests.fakes.containers import Start
+from tests.fakes.faults import Faults
+from tests.fakes.nix import FakeNix
 from tests.integration.containers_kit import FIRST_BASE, GREETER, Yard
 from tests.support.fleets import Fleet, name_of
 
 BOOT = "b" * 32
+ROOT = Actor("unix:root", UserRole.OPERATOR)
 PEOPLE = {"ui_user": "root", "gateway_user": "root", "build_user": "root", "operator_group": "root"}
 
 
@@ -89,6 +95,27 @@ class MixedContainers:
             await asyncio.gather(*pumps, return_exceptions=True)
 
 
+class OneRootNix(FakeNix):
+    """Whatever is built is the one root that real containers can be started from."""
+
+    def __init__(self, root: str, faults: Faults) -> None:
+        super().__init__(faults)
+        self._root = root
+
+    async def build(
+        self,
+        name: AgentName,
+        tree: Path,
+        spec_json: Mapping[str, Any],
+        log: LogSink,
+        progress: ProgressSink | None = None,
+    ) -> str:
+        await super().build(name, tree, spec_json, log, progress)
+        self.store.add(self._root)
+        self.held[name] = self._root
+        return self._root
+
+
 @dataclass
 class MixedFleet(Fleet):
     """`count` agents that should run and whom nobody has started; the first `real` have real containers of
@@ -98,18 +125,22 @@ class MixedFleet(Fleet):
     """
 
     real: int = 0
+    driver: Literal["shim", "systemd"] = "shim"
     _greeting: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.yard = Yard.make(self.folder, harness=GREETER)
+        self.yard = Yard.make(self.folder, self.driver, harness=GREETER)
+        self.nix = OneRootNix(str(self.yard.root), self.faults)
         bounds = UidRange(start=FIRST_BASE, end=FIRST_BASE + (self.count + 16) * 65_536)
         changed = {"uid_range": bounds, "timeouts": Timeouts(resync_s=3600), **PEOPLE}
         self.config = self.yard.config = self.yard.config.model_copy(update=changed)
+        self._simulated = frozenset(self.names[self.real :])
         self.running: Hived | None = None
 
     def is_real(self, name: AgentName) -> bool:
-        return name in self.real_names
+        """All but the simulated ones: whoever is made later has a real one, too."""
+        return name not in self._simulated
 
     @property
     def real_names(self) -> list[AgentName]:
@@ -125,11 +156,26 @@ class MixedFleet(Fleet):
     def toplevel_of(self, number: int) -> str:
         return str(self.yard.root) if number < self.real else super().toplevel_of(number)
 
+    async def spec(self, name: AgentName) -> ContainerSpec:
+        """As hived starts the container of this agent."""
+        row = await self.store.state.one("SELECT role, uid_base FROM agents WHERE name = ?", name)
+        assert row is not None
+        return ContainerSpec(
+            name=name,
+            toplevel=str(self.yard.root),
+            uid_base=row["uid_base"],
+            state_dir=Path(self.config.state_dir) / "agents" / name,
+            run_dir=Path(self.config.run_dir) / "agents" / name,
+            manager=row["role"] == "manager",
+            limits=Limits(),
+        )
+
     async def _start(self, number: int) -> None:
         """That is what the passes are there for."""
 
     def hived(self, containers: Containers | None = None) -> Hived:
-        mixed = MixedContainers(self.yard.driver(), self.containers, self.is_real)
+        real = self.yard.systemd() if self.driver == "systemd" else self.yard.driver()
+        mixed = MixedContainers(real, self.containers, self.is_real)
         effects = Effects(
             containers or mixed, self.nix, self.git, self.yard.files, SystemClock(), lambda: None
         )
@@ -183,9 +229,12 @@ class MixedFleet(Fleet):
 
 
 @contextlib.asynccontextmanager
-async def mixed_fleet(folder: Path, count: int, real: int) -> AsyncIterator[MixedFleet]:
-    """Declared, with its open store; what runs at the end is ended."""
-    made = MixedFleet(folder, count, real=real)
+async def mixed_fleet(
+    folder: Path, count: int, real: int, driver: Literal["shim", "systemd"] = "shim"
+) -> AsyncIterator[MixedFleet]:
+    """Declared, with its open store; what runs at the end is ended. The systemd driver writes its unit file:
+    only on a host that is thrown away."""
+    made = MixedFleet(folder, count, real=real, driver=driver)
     made.store = await Store.open(Path(made.config.state_dir))
     try:
         await made.populate()
@@ -195,4 +244,4 @@ async def mixed_fleet(folder: Path, count: int, real: int) -> AsyncIterator[Mixe
         await made.yard.clean()
 
 
-__all__ = ["MixedContainers", "MixedFleet", "mixed_fleet"]
+__all__ = ["ROOT", "MixedContainers", "MixedFleet", "OneRootNix", "mixed_fleet"]
