@@ -101,30 +101,32 @@ class RealHostFiles:
                 await process.run(argv, timeout_s=_REMOVE_S, room_in=())
 
     def _recorded_base(self, name: AgentName) -> int | None:
+        path = f"{self._agents}/{name}/{_BASE_FILE}"
         try:
-            return int((self._agents / name / _BASE_FILE).read_text())
+            with open(path, "rb") as file:  # noqa: PTH123 - hundreds in each full read, as the names below
+                return int(file.read())
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise PermanentError(f"{self._agents / name / _BASE_FILE} is damaged") from error
+            raise PermanentError(f"{path} is damaged") from error
 
-    def _wanted(self, name: AgentName, uid_base: int, manager: bool) -> list[tuple[Path, int, int]]:
+    def _wanted(self, name: AgentName, uid_base: int, manager: bool) -> list[tuple[str, int, int]]:
         """Every directory, parents first, with its owner and mode."""
         owner = uid_base + AGENT_UID
         modes = {"state": 0o755, "home": 0o700, "config": 0o755} | ({"agents": 0o755} if manager else {})
         return [
-            (self._agents, 0, 0o700),
-            (self._agents / name, 0, 0o700),
-            (self._sockets, 0, 0o711),
-            (self._sockets / name, uid_base, 0o700),
-            *((self._agents / name / part, owner, mode) for part, mode in modes.items()),
+            (str(self._agents), 0, 0o700),
+            (f"{self._agents}/{name}", 0, 0o700),
+            (str(self._sockets), 0, 0o711),
+            (f"{self._sockets}/{name}", uid_base, 0o700),
+            *((f"{self._agents}/{name}/{part}", owner, mode) for part, mode in modes.items()),
         ]
 
 
-def _make(path: Path, owner: int, mode: int, known: bool) -> bool:
+def _make(directory: str, owner: int, mode: int, known: bool) -> bool:
     """Make a directory of that owner; True if anything changed. Its mode is set when it is made, and
     left alone later where the agent owns it. Another owner is put right only if it is `known` whose it is."""
-    made = False
+    path, made = Path(directory), False
     try:
         path.mkdir(mode=mode, parents=owner == 0)
         made = True
@@ -149,10 +151,10 @@ def _make(path: Path, owner: int, mode: int, known: bool) -> bool:
     return made
 
 
-def _is_there(path: Path, owner: int, mode: int) -> bool:
+def _is_there(path: str, owner: int, mode: int) -> bool:
     """A directory of that owner; of root's own ones the mode counts, too."""
     try:
-        found = path.lstat()
+        found = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
     closed = owner != 0 or stat.S_IMODE(found.st_mode) == mode

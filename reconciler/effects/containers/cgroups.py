@@ -156,8 +156,8 @@ def freeze(paths: tuple[str, ...], *, frozen: bool) -> bool:
 def is_frozen(paths: tuple[str, ...]) -> bool | None:
     """Whether the kernel has suspended all processes of the groups; None if no group can be frozen."""
     for path in paths:
-        with contextlib.suppress(OSError):
-            return "frozen 1" in Path(path, "cgroup.events").read_text().splitlines()
+        with contextlib.suppress(OSError), open(f"{path}/cgroup.events", "rb") as events:  # noqa: PTH123
+            return b"frozen 1" in events.read().splitlines()
     return None
 
 

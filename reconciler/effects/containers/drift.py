@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,9 @@ _FOLDERS = tuple(
     f"{root}/systemd/{kind}" for root in (_RUNTIME, _ADMIN) for kind in ("system", "system.control")
 )
 _TRUST_S = 60.0
+
+Folders = Mapping[str, Collection[object]]
+"""The names in each folder of unit files; under the empty name, what the template is like."""
 
 
 def properties(order: Order) -> dict[str, Typed]:
@@ -69,13 +72,28 @@ class Drift:
         self._told: set[str] = set()
         self._seen: dict[AgentName, _Seen] = {}
 
+    @staticmethod
+    def folders() -> Folders:
+        """What lies in the folders of unit files now; a full read looks once for all units."""
+        return {folder: _names_in(folder) for folder in _FOLDERS} | {"": (_stamp(str(_FILE)),)}
+
     async def of(
-        self, name: AgentName, facts: UnitFacts | None, order_of: Callable[[AgentName], Order | None]
+        self,
+        name: AgentName,
+        facts: UnitFacts | None,
+        order_of: Callable[[AgentName], Order | None],
+        folders: Folders | None = None,
     ) -> tuple[str, ...]:
-        """What differs and can be mended, in words; empty if nothing does. `facts`: of a unit that lives."""
+        """What differs and can be mended, in words; empty if nothing does. `facts`: of a unit that lives;
+        `folders`: as they were a moment ago."""
         unit = unitfile.unit_name(name)
         invocation = "" if facts is None else facts.invocation
-        files = (invocation, *(_stamp(place) for place in self._places(name, unit)))
+        found = self.folders() if folders is None else folders
+        files = (
+            invocation,
+            *found[""],
+            *((place, _stamp(place)) for place in self._places(name, unit, found)),
+        )
         seen, now = self._seen.get(name), time.monotonic()
         if seen is None or seen.files != files or now > seen.until:
             order = None if facts is None else order_of(name)
@@ -87,14 +105,13 @@ class Drift:
             seen = self._seen[name] = _Seen(files, now + _TRUST_S, differs)
         return seen.differs
 
-    def _places(self, name: str, unit: str) -> Iterator[str]:
-        """What changes when somebody changes the unit's files, its drop-ins or its order."""
-        yield str(_FILE)
+    def _places(self, name: str, unit: str, folders: Folders) -> Iterator[str]:
+        """What changes, comes or goes when somebody changes the unit's files, its drop-ins or its order."""
         yield f"{self._orders}/{name}/{START}"
         for folder in _FOLDERS:
-            yield f"{folder}/{unit}"
-            yield f"{folder}/{unit}.d"
-            yield f"{folder}/{unitfile.TEMPLATE}.d"
+            for entry in (unit, f"{unit}.d", f"{unitfile.TEMPLATE}.d"):
+                if entry in folders[folder]:
+                    yield f"{folder}/{entry}"
 
     def _differs(self, unit: str, setup: UnitSetup, order: Order) -> tuple[str, ...]:
         found = self._of_file()
@@ -191,6 +208,13 @@ def _foreign(unit: str, setup: UnitSetup) -> list[Path]:
     own = {str(_CONTROL / f"{unit}.d" / name) for name in _OWN} | {str(_FILE), ""}
     paths = [Path(path) for path in (setup.fragment, *setup.drop_ins) if path not in own]
     return [path for path in paths if path.parent.name != "service.d"]
+
+
+def _names_in(folder: str) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder))  # noqa: PTH208 - names, not paths
+    except OSError:
+        return frozenset()
 
 
 def _stamp(path: str) -> tuple[int, int, int] | None:

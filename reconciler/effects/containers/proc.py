@@ -25,6 +25,12 @@ class ProcessRef(NamedTuple):
         state, start = _stat(self.pid)
         return start == self.start and state not in {"Z", "X"}
 
+    def state(self) -> str:
+        """The one-letter state of /proc/PID/stat (`T` is stopped); `X` if it is gone, also if another one has
+        its pid now."""
+        state, start = _stat(self.pid)
+        return state if start == self.start else "X"
+
     def open(self) -> int | None:
         """A pidfd of exactly this process, or None if it is gone. First the descriptor, then the check."""
         try:
@@ -173,8 +179,13 @@ def _has_signal(pid: int, sets: tuple[str, ...], number: signal.Signals) -> bool
 
 
 def _stat(pid: int) -> tuple[str, int]:
+    """Without the file objects of Python: each full read asks for two of these for each agent."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-        return fields[0], int(fields[19])
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fields = os.read(descriptor, 4096).rpartition(b")")[2].split()
+        finally:
+            os.close(descriptor)
+        return fields[0].decode("ascii"), int(fields[19])
     except (OSError, IndexError, ValueError):
         return "X", 0

@@ -88,6 +88,41 @@ def read_record(directory: Path) -> Record | None:
         return None
 
 
+class Records:
+    """The records below a directory. One that was read before and whose file is the same is not read again: a
+    record is only ever replaced, by a file of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = str(root)
+        self._seen: dict[str, tuple[tuple[int, int, int], Record | None]] = {}
+
+    def names(self) -> list[str]:
+        """Whose record is there, damaged or not."""
+        try:
+            found = os.listdir(self._root)  # noqa: PTH208 - names, not paths
+        except OSError:
+            return []
+        return [name for name in found if self._stamp(name) is not None]
+
+    def read(self, name: str) -> Record | None:
+        """See `read_record`."""
+        stamp = self._stamp(name)  # first: what is replaced between the two is read again next time
+        if stamp is None:
+            self._seen.pop(name, None)
+            return None
+        seen = self._seen.get(name)
+        if seen is None or seen[0] != stamp:
+            seen = self._seen[name] = (stamp, read_record(Path(self._root, name)))
+        return seen[1]
+
+    def _stamp(self, name: str) -> tuple[int, int, int] | None:
+        try:
+            found = os.stat(f"{self._root}/{name}/{RECORD}")  # noqa: PTH116 - hundreds in each full read
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
 def write_record(directory: Path, record: Record) -> None:
     """Replace the record; after a power cut it is the old or the new one."""
     _write(directory / RECORD, record._asdict())

@@ -3,10 +3,61 @@ nothing."""
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
+
 from reconciler.effects.containers import cgroups, proc, suspend
+from reconciler.effects.containers.proc import ProcessRef
 from reconciler.effects.containers.record import Order, Record
 from reconciler.effects.containers.units import UnitFacts
 from reconciler.effects.protocols import ContainerStatus
+
+_TRUST_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """Of a start that lives: the first process of its container, the control groups of its unit, and the
+    limits that the kernel has for them."""
+
+    invocation: str
+    main_pid: int
+    leader: ProcessRef
+    groups: tuple[str, ...]
+    limits: tuple[str, ...]
+    until: float
+
+
+class Bodies:
+    """What does not change while a start lives, so that a full read of many need not find it anew; the limits
+    are read again each minute."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Body] = {}
+
+    def of(self, unit: str, facts: UnitFacts) -> tuple[Body | None, str]:
+        """The body, and the state of its first process (`X` if it is gone); None if there is none yet."""
+        known = self._known.get(unit)
+        if known is not None and (known.invocation, known.main_pid) == (facts.invocation, facts.main_pid):
+            state = known.leader.state()
+            if state != "X" and time.monotonic() < known.until:
+                return known, state
+        self._known.pop(unit, None)
+        leader = leader_of(facts)
+        if leader is None:
+            return None, "X"
+        ref, groups = proc.ref(leader), cgroups.of_unit(facts.main_pid, unit)
+        found = Body(
+            facts.invocation, facts.main_pid, ref, groups, cgroups.enforced(groups),
+            time.monotonic() + _TRUST_S,
+        )  # fmt: skip
+        if facts.active == "active":  # until then its groups are being made
+            self._known[unit] = found
+        return found, ref.state()
+
+    def forget(self, unit: str) -> None:
+        """Find it anew at the next look."""
+        self._known.pop(unit, None)
 
 
 def leader_of(facts: UnitFacts) -> int | None:
@@ -35,21 +86,26 @@ def living(
     mine: Record | None,
     toplevel: str | None,
     differs: tuple[str, ...],
+    bodies: Bodies,
 ) -> ContainerStatus:
     """Of a unit that lives. `mine` is the record of this start; without it nobody knows when it began."""
-    leader = leader_of(facts)
-    groups = cgroups.of_unit(facts.main_pid, unit) if facts.main_pid else ()
+    body, state = bodies.of(unit, facts)
+    if body is not None:
+        groups, limits = body.groups, body.limits
+    else:
+        groups = cgroups.of_unit(facts.main_pid, unit) if facts.main_pid else ()
+        limits = cgroups.enforced(groups)
     frozen = "frozen" in facts.freezer if facts.freezer else bool(cgroups.is_frozen(groups))
-    stopped = leader is not None and proc.state_of(leader) == "T"
+    stopped = state == "T"
     return ContainerStatus(
         phase="starting" if facts.active == "activating" else "running",
         toplevel=toplevel,
         invocation=facts.invocation or None,
         unit=unit,
-        leader_pid=leader,
+        leader_pid=None if body is None else body.leader.pid,
         started_at=None if mine is None else mine.started_at,
         # RLIMIT_NPROC bounds the tasks of each uid where no control group does.
-        limits_enforced=tuple(sorted({*cgroups.enforced(groups), "tasks"})),
+        limits_enforced=tuple(sorted({*limits, "tasks"})),
         stop_asked=mine is not None and mine.stop_asked,
         frozen=frozen or stopped,
         restless=stopped and not frozen and suspend.is_restless(members(facts)),

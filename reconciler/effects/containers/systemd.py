@@ -66,6 +66,8 @@ class SystemdContainers:
         self._units = Units(self._bus)
         self._shim = ShimContainers(config)
         self._drift = drift.Drift(config, self._units)
+        self._bodies = standing.Bodies()
+        self._records = record.Records(self._root)
         self._locks: defaultdict[AgentName, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def close(self) -> None:
@@ -83,39 +85,47 @@ class SystemdContainers:
     async def statuses(self) -> Mapping[AgentName, ContainerStatus]:
         """One list of systemd's for all; what runs as its record says is not asked for one by one."""
         listed, world = await self._units.listed(_ALL), proc.world_id()
+        folders = self._drift.folders()
         statuses: dict[AgentName, ContainerStatus] = {}
         for name in self._names(listed):
             state = listed.get(unitfile.unit_name(name))
-            found = record.read_record(self._directory(name))
+            found = self._records.read(name)
             steady = standing.steady(state, found, world)
             if (found is not None and found.shim is not None) or (steady is None and state is not None):
                 statuses[name] = await self.status(name)
             else:
-                statuses[name] = await self._status(name, steady, found, world)
+                statuses[name] = await self._status(name, steady, found, world, folders)
         return statuses
 
     async def _status(
-        self, name: AgentName, facts: UnitFacts | None, found: record.Record | None, world: str
+        self,
+        name: AgentName,
+        facts: UnitFacts | None,
+        found: record.Record | None,
+        world: str,
+        folders: drift.Folders | None = None,
     ) -> ContainerStatus:
         unit = unitfile.unit_name(name)
         if facts is not None and facts.is_alive:
-            differs = await self._drift.of(name, facts, self._order)
+            differs = await self._drift.of(name, facts, self._order, folders)
             mine = found if found is not None and found.invocation == facts.invocation else None
             order = self._order(name) if mine is None else None
             toplevel = mine.toplevel if mine is not None else order.toplevel if order is not None else None
-            return standing.living(unit, facts, mine, toplevel, differs)
+            return standing.living(unit, facts, mine, toplevel, differs, self._bodies)
         if facts is not None and facts.invocation and (not found or found.invocation != facts.invocation):
             return standing.unrecorded(unit, facts, self._order(name))
         if found is None:
             return ContainerStatus(phase="absent")
-        return standing.ended(unit, facts, found, world, await self._drift.of(name, None, self._order))
+        return standing.ended(
+            unit, facts, found, world, await self._drift.of(name, None, self._order, folders)
+        )
 
     async def list(self) -> Sequence[AgentName]:
         """Names with a record or a living unit, sorted."""
         return self._names(await self._units.listed(_ALL))
 
     def _names(self, listed: Mapping[str, tuple[str, str]]) -> Sequence[AgentName]:
-        names = {path.parent.name for path in self._root.glob(f"*/{record.RECORD}")}
+        names = set(self._records.names())
         for unit, (active, _) in listed.items():
             if (found := _AGENT_UNIT.fullmatch(unit)) and active not in {"inactive", "failed"}:
                 names.add(found[1])
@@ -206,6 +216,7 @@ class SystemdContainers:
                 raise TemporaryError(f"the container of {name} runs", code="still-running")
             if facts is not None:
                 await self._units.forget(unit)
+            self._bodies.forget(unit)
             await asyncio.to_thread(self._drift.forget, name)
             with contextlib.suppress(FileNotFoundError):
                 await asyncio.to_thread(shutil.rmtree, self._directory(name))
@@ -239,6 +250,7 @@ class SystemdContainers:
         """Mend the unit file, drop-ins and limits; see `drift`."""
         async with self._locks[name]:
             if not self._is_of_shim(name):
+                self._bodies.forget(unitfile.unit_name(name))
                 await self._drift.mend(name, self._order(name))
 
     async def forbid_user_namespaces(self, name: AgentName) -> None:
