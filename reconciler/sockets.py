@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import secrets
 import socket
 import stat
@@ -108,6 +109,7 @@ def bind(path: Path, *, mode: int, uid: int, gid: int, kind: int = socket.SOCK_S
     folder = -1
     try:
         folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        _sweep(folder, path.name)
         # Until listen() nobody can connect, so the file's first mode and owner do not matter. The detour over
         # /proc lifts the limit of 108 bytes on paths.
         sock.bind(f"/proc/self/fd/{folder}/{temporary}")
@@ -127,6 +129,15 @@ def bind(path: Path, *, mode: int, uid: int, gid: int, kind: int = socket.SOCK_S
         if folder >= 0:
             os.close(folder)
     return Bound(sock, path, identity)
+
+
+def _sweep(folder: int, name: str) -> None:
+    """Remove what a process left that was killed while it made this socket."""
+    left = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}")
+    with contextlib.suppress(OSError):  # a folder that may only be passed through
+        for entry in os.listdir(f"/proc/self/fd/{folder}"):  # noqa: PTH208 - as bind(): whatever the path is now
+            if left.fullmatch(entry):
+                os.unlink(entry, dir_fd=folder)
 
 
 def inherited(environment: MutableMapping[str, str]) -> dict[str, Bound]:

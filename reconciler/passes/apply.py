@@ -297,9 +297,10 @@ class Applier:
         text = f"{step.reason}{how}; {back}"
         await self._append_log(candidate.proposal, [*lines, f"failed: {text}"])
         await self._stop(name, status)
-        await self._containers.clear(name)
+        # Before its container is cleared away: after a death in between it would be probed once more.
         async with self._store.state.transaction() as tx:
             await deployments.fail(tx, candidate, "\n".join([text, *quoted(lines)]))
+        await self._containers.clear(name)
         self._drop_staged(candidate)
 
     def _drop_staged(self, candidate: Candidate) -> None:

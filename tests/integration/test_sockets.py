@@ -115,6 +115,16 @@ async def test_what_a_hostile_owner_of_the_folder_put_there_is_replaced_and_not_
         bind(folder_link / "s", mode=0o600, uid=os.geteuid(), gid=os.getegid())
 
 
+async def test_what_a_killed_process_left_of_the_same_socket_goes(tmp_path: Path) -> None:
+    left, others = tmp_path / ".a.sock.0123abcd", [tmp_path / ".b.sock.0123abcd", tmp_path / ".a.sock.notes"]
+    for path in (left, *others):
+        path.touch()
+    listener = make(tmp_path / "a.sock")
+    assert not left.exists()
+    assert all(path.exists() for path in others), "these are somebody else's"
+    await listener.close()
+
+
 async def test_a_folder_that_cannot_take_the_socket_is_a_clear_error_and_leaves_nothing(
     tmp_path: Path,
 ) -> None:

@@ -53,21 +53,21 @@ def end_state(world: World) -> dict[str, Any]:
             for table, names in _COLUMNS.items()
         }
         found["proposals"] = [
-            (numbers[row["id"]], *(row[name] for name in _PROPOSAL.split()), _progress(db, row["id"]))
+            (numbers[row["id"]], *_plain_proposal(row), _progress(db, row["id"]))
             for row in db.execute("SELECT * FROM proposals ORDER BY id")
             if row["id"] in numbers
         ]
-        found["messages"] = _counted(
+        found["messages"] = counted(
             (row["sender"], row["recipient"], _plain(row["body"]), row["kind"], row["urgent"], row["state"])
             for row in db.execute("SELECT * FROM messages")
             if CUT_OFF not in row["body"]
         )
-        found["audit"] = _counted(
+        found["audit"] = counted(
             (row["actor"], row["action"], _plain(row["target"])) for row in db.execute("SELECT * FROM audit")
         )
         cut = {row["id"] for row in db.execute("SELECT id, body FROM messages") if CUT_OFF in row["body"]}
         found["events"] = _events(history, set(_lost(db)), cut)
-    found |= _fakes(world)
+    found |= world.outside()
     found["refs"] = _refs(world.directory / "state", numbers)
     found["files"] = _files(world.directory, numbers)
     return found
@@ -91,10 +91,8 @@ def check_laws(world: World) -> None:
         assert list(db.execute("PRAGMA foreign_key_check")) == []
         _check_audit(db)
         _check_messages(db)
-        pinned = world.nix
-        with pinned.kept.world():
-            profiles = {name: dict(found) for name, found in pinned.profiles.items()}
-            assert pinned.held == {}, "a build is still pinned as such"
+        profiles, held = world.pins()
+        assert held == [], "a build is still pinned as such"
         for row in db.execute("SELECT agent, number, store_path FROM generations"):
             assert profiles[AgentName(row["agent"])][row["number"]] == row["store_path"], "an unpinned path"
         for agent, numbers in profiles.items():
@@ -143,6 +141,11 @@ def _numbers(db: sqlite3.Connection) -> dict[int, int]:
     return {number: place for place, number in enumerate(kept, 1)}
 
 
+def _plain_proposal(row: sqlite3.Row) -> Iterator[object]:
+    for name in _PROPOSAL.split():
+        yield _plain(row[name]) if name == "error" else row[name]
+
+
 def _progress(db: sqlite3.Connection, proposal: int) -> tuple[str, ...]:
     rows = db.execute("SELECT state FROM proposal_progress WHERE proposal_id = ?", (proposal,))
     return tuple(sorted(row["state"] for row in rows))
@@ -156,22 +159,7 @@ def _events(history: sqlite3.Connection, lost: set[int], cut: set[int]) -> list[
         if row["kind"] not in _REPEATED and not left_out:
             fields = {key: value for key, value in data.items() if not isinstance(value, int | float)}
             found.append((row["agent"], row["kind"], _plain(json.dumps(fields, sort_keys=True))))
-    return _counted(found)
-
-
-def _fakes(world: World) -> dict[str, Any]:
-    with world.containers.kept.world():
-        starts = [(str(start.spec.name), start.spec.toplevel) for start in world.containers.history]
-        found: dict[str, Any] = {
-            "starts": _counted(starts),
-            "containers": sorted(
-                (str(name), start.spec.toplevel, start.status.phase, start.status.frozen)
-                for name, start in world.containers._last.items()
-            ),
-        }
-    with world.nix.kept.world():
-        found["profiles"] = {str(name): dict(paths) for name, paths in sorted(world.nix.profiles.items())}
-    return found
+    return counted(found)
 
 
 def _refs(state: Path, numbers: dict[int, int]) -> list[str]:
@@ -206,8 +194,8 @@ def _files(directory: Path, numbers: dict[int, int]) -> list[str]:
         for path in sorted((directory / top).rglob("*")):
             name = str(path.relative_to(directory))
             in_repository = re.match(r"state/(repos/[^/]+\.git|meta)/(.*)", name)
-            if re.fullmatch(r"state/(state|events)\.db(-wal|-shm)?", name):
-                continue
+            if re.fullmatch(r"state/((state|events)\.db(-wal|-shm)?|containers/[^/]+/.*)", name):
+                continue  # compared by rows, and by what runs
             name = re.sub(r"(?<=state/staged/)[0-9]+", lambda m: str(numbers.get(int(m[0]), m[0])), name)
             if in_repository is not None and not re.search(r"lock|tmp_|\.new|incoming", in_repository[2]):
                 continue
@@ -217,7 +205,7 @@ def _files(directory: Path, numbers: dict[int, int]) -> list[str]:
     return found
 
 
-def _counted(values: Any) -> list[str]:
+def counted(values: Any) -> list[str]:
     return sorted(f"{count} x {value}" for value, count in Counter(values).items())
 
 

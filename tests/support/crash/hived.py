@@ -1,9 +1,11 @@
 """hived in a process of its own: its real composition, databases, repositories, owners and sockets, over
-containers and Nix that lie in files, with points of faults around all of them."""
+containers and Nix that lie in files (or real ones, if the file `real.json` says where), with points of faults
+around all of them."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sqlite3
 import sys
@@ -18,13 +20,15 @@ from aiosqlite import Connection
 from reconciler import errors, sockets
 from reconciler.app import Effects, serve
 from reconciler.broker import outbox
-from reconciler.config import Config, Timeouts, UidRange
+from reconciler.config import Config, Harness, Timeouts, UidRange
 from reconciler.control import agentserver, server
 from reconciler.effects import process
 from reconciler.effects.clock import SystemClock
+from reconciler.effects.containers.driver import ShimContainers
 from reconciler.effects.git import GitRepositories, command, quarantine
 from reconciler.effects.git.quarantine import Quarantine
 from reconciler.effects.hostfiles import RealHostFiles
+from reconciler.effects.nix import RealNix
 from reconciler.effects.protocols import Containers, HostFiles, Nix
 from reconciler.errors import DiskFullError
 from reconciler.gateway import client
@@ -58,6 +62,18 @@ def config_of(directory: Path, hello_s: float = 20.0) -> Config:
     )
 
 
+def real_of(directory: Path) -> tuple[Config, dict[str, str]] | None:
+    """The configuration and Nix's environment of a hive over real containers and Nix."""
+    try:
+        found = json.loads((directory / "real.json").read_text())
+    except FileNotFoundError:
+        return None
+    timeouts = Timeouts(resync_s=1.0)
+    harness = Harness(package=str(directory / "package"), venv=str(directory / "venv"))
+    changes = {"modules": found["modules"], "harness": harness, "timeouts": timeouts}
+    return config_of(directory).model_copy(update=changes), found["environment"]
+
+
 def main(directory: Path, faults: Sequence[Fault], hello_s: float) -> None:
     """Run until killed or told to stop."""
     structlog.configure(
@@ -75,27 +91,32 @@ def main(directory: Path, faults: Sequence[Fault], hello_s: float) -> None:
     outbox.SWEEP_S = 0.01  # rows of the outbox that are done go at once, so that a test sees when all is done
     errors.ROOM_AFTER_S = loop.RETRY_FIRST_S = outbox.RETRY_FIRST_S = 0.05
 
+    real = real_of(directory)
+
     def effects(config: Config) -> Effects:
         state = Path(config.state_dir)
         repositories = GitRepositories(
             state, Quarantine(state / "quarantine", config.build_user), now=lambda: NOW
         )
-        fakes = directory / "fakes"
+        containers: object = FileContainers(directory / "fakes")
+        nix: object = FileNix(directory / "fakes")
+        if real is not None:
+            containers, nix = ShimContainers(config), RealNix(config, real[1])
 
         def pointed(effect: object, prefix: str) -> Any:
             return Pointed(effect, points, prefix)
 
         # git is pointed at each program that it runs: that is before and after it, and in the middle
         return Effects(
-            containers=cast(Containers, pointed(FileContainers(fakes), "containers")),
-            nix=cast(Nix, pointed(FileNix(fakes), "nix")),
+            containers=cast(Containers, pointed(containers, "containers")),
+            nix=cast(Nix, pointed(nix, "nix")),
             git=repositories,
             host_files=cast(HostFiles, pointed(RealHostFiles(config), "hostfiles")),
             clock=SystemClock(),
             close=repositories.close,
         )
 
-    asyncio.run(serve(config_of(directory, hello_s), effects))
+    asyncio.run(serve(real[0] if real is not None else config_of(directory, hello_s), effects))
 
 
 def _point_commits(points: Points) -> None:

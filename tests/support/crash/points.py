@@ -20,9 +20,11 @@ from typing import Any, Literal, TypeVar, get_args
 from reconciler.errors import TemporaryError
 
 T = TypeVar("T")
-Kind = Literal["fail", "full", "hang", "die-before", "die-after"]
+Kind = Literal["fail", "full", "hang", "die-before", "die-amid", "die-after"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DEATHS: tuple[Kind, ...] = ("die-before", "die-after")
+
+AMID_S = 0.03
 
 # What only reads: to die around it is to die after what was done before it. (`release` is asked at every
 # look, and changes something hardly ever.)
@@ -35,7 +37,8 @@ READS = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`kind` at the point `at`; `full` is an error of a full disk."""
+    """`kind` at the point `at`; `full` is an error of a full disk, `die-amid` a death while the call is under
+    way."""
 
     at: str
     kind: Kind
@@ -75,8 +78,10 @@ class Points:
         if kind == "hang":
             await asyncio.Event().wait()
         self._before(kind, label, full)
+        if kind == "die-amid":
+            asyncio.get_running_loop().call_later(AMID_S, _die)
         result = await act()
-        if kind == "die-after":
+        if kind in {"die-after", "die-amid"}:
             _die()
         return result
 
@@ -85,7 +90,7 @@ class Points:
         kind = self._reach(label)
         self._before(kind, label, _no_room)
         result = act()
-        if kind == "die-after":
+        if kind in {"die-after", "die-amid"}:
             _die()
         return result
 

@@ -67,7 +67,7 @@ async def _draft(world: World) -> None:
     boss = world.harnesses[BOSS].link
     await world.acting(boss.post("drafts", wire.SpawnDraft(name=SCRIBE), wire.DraftMade))
     repository = world.directory / "state/repos/scribe.git"
-    bundle, commit = _bundle(repository, {"prompt.md": "You write.\n"})
+    bundle, commit = make_bundle(repository, {"prompt.md": "You write.\n"})
     parts = {"bundle": bundle, "state": _tar({"notes.md": "first\n", "deep/er.txt": "x"})}
     await approve(world, await _upload(world, BOSS, f"drafts/{SCRIBE}/commit", commit, parts))
 
@@ -81,7 +81,7 @@ async def _upload(world: World, by: AgentName, path: str, commit: str, parts: di
             return made.proposal
 
 
-def _bundle(repository: Path, files: dict[str, str]) -> tuple[bytes, str]:
+def make_bundle(repository: Path, files: dict[str, str]) -> tuple[bytes, str]:
     """A bundle of one commit on top of `main`."""
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder, "clone.git")
@@ -150,7 +150,7 @@ def _steer(verb: str, desired: Desired) -> Callable[[World], Awaitable[None]]:
 
 async def _applied(world: World) -> None:
     await _apply(world)
-    await world.at_rest(_deployed(SMITH, 2))
+    await world.at_rest(deployed(SMITH, 2))
 
 
 async def _rollback(world: World) -> None:
@@ -191,32 +191,32 @@ async def _crash(world: World) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ done
-def _deployed(agent: str, generation: int) -> Done:
-    return _has("SELECT 1 FROM agents WHERE name = ? AND generation = ?", agent, generation)
+def deployed(agent: str, generation: int) -> Done:
+    return has("SELECT 1 FROM agents WHERE name = ? AND generation = ?", agent, generation)
 
 
-def _has(sql: str, *values: str | int) -> Done:
+def has(sql: str, *values: str | int) -> Done:
     return lambda db: db.execute(sql, values).fetchone() is not None
 
 
-def _has_not(sql: str) -> Done:
+def has_not(sql: str) -> Done:
     return lambda db: db.execute(sql).fetchone() is None
 
 
 SCENARIOS: dict[str, Scenario] = {
-    "spawn": Scenario(_spawn, _deployed(SCRIBE, 1)),
-    "draft": Scenario(_draft, _deployed(SCRIBE, 1)),
-    "apply": Scenario(_apply, _deployed(SMITH, 2)),
-    "message": Scenario(_message, _has("SELECT 1 FROM messages WHERE body = 'all is well'")),
-    "question": Scenario(_question, _has("SELECT 1 FROM messages WHERE kind = 'answer' AND state = 'acked'")),
+    "spawn": Scenario(_spawn, deployed(SCRIBE, 1)),
+    "draft": Scenario(_draft, deployed(SCRIBE, 1)),
+    "apply": Scenario(_apply, deployed(SMITH, 2)),
+    "message": Scenario(_message, has("SELECT 1 FROM messages WHERE body = 'all is well'")),
+    "question": Scenario(_question, has("SELECT 1 FROM messages WHERE kind = 'answer' AND state = 'acked'")),
     "destroy": Scenario(
-        _steer("destroy", Desired.DESTROYED), _has("SELECT 1 FROM agents WHERE desired = 'destroyed'")
+        _steer("destroy", Desired.DESTROYED), has("SELECT 1 FROM agents WHERE desired = 'destroyed'")
     ),
-    "stop": Scenario(_steer("stop", Desired.STOPPED), _has("SELECT 1 FROM agents WHERE desired = 'stopped'")),
-    "rollback": Scenario(_rollback, _deployed(SMITH, 3), before=_applied),
-    "purge": Scenario(_purge, _has_not("SELECT 1 FROM agents WHERE name = 'smith'"), before=_destroyed),
-    "hold": Scenario(_hold, _has_not("SELECT 1 FROM holds")),
-    "crash": Scenario(_crash, _has("SELECT 1 FROM agents WHERE crashes = 1")),
+    "stop": Scenario(_steer("stop", Desired.STOPPED), has("SELECT 1 FROM agents WHERE desired = 'stopped'")),
+    "rollback": Scenario(_rollback, deployed(SMITH, 3), before=_applied),
+    "purge": Scenario(_purge, has_not("SELECT 1 FROM agents WHERE name = 'smith'"), before=_destroyed),
+    "hold": Scenario(_hold, has_not("SELECT 1 FROM holds")),
+    "crash": Scenario(_crash, has("SELECT 1 FROM agents WHERE crashes = 1")),
 }
 
 __all__ = ["SCENARIOS", "HostAway", "Refused", "Scenario", "build_base", "commit_on_main"]

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,8 +37,9 @@ class World:
     def __init__(self, directory: Path, forks: Forks) -> None:
         self.directory = directory
         self.forks = forks
-        self.containers = FileContainers(directory / "fakes")
-        self.nix = FileNix(directory / "fakes")
+        self.containers: Any
+        self.nix: Any
+        self.containers, self.nix = self._effects()
         self.handled: list[tuple[AgentName, int]] = []
         self.harnesses: dict[AgentName, Harness] = {}
         self.mute: set[str] = set()
@@ -75,6 +77,30 @@ class World:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks.clear()
+
+    # ------------------------------------------------------------------------------------------- outside
+    def _effects(self) -> tuple[Any, Any]:
+        """Containers and Nix, as the test sees them."""
+        return FileContainers(self.directory / "fakes"), FileNix(self.directory / "fakes")
+
+    def outside(self) -> dict[str, Any]:
+        """What there is beside the hive's own files: every start, what runs, what is pinned."""
+        with self.containers.kept.world():
+            starts = Counter((str(start.spec.name), start.spec.toplevel) for start in self.containers.history)
+            found: dict[str, Any] = {
+                "starts": sorted(f"{count} x {start}" for start, count in starts.items()),
+                "containers": sorted(
+                    (str(name), start.spec.toplevel, start.status.phase, start.status.frozen)
+                    for name, start in self.containers._last.items()
+                ),
+            }
+        found["profiles"] = {str(name): paths for name, paths in sorted(self.pins()[0].items())}
+        return found
+
+    def pins(self) -> tuple[dict[AgentName, dict[int, str]], list[str]]:
+        """Generations that are pinned, and builds that are held."""
+        with self.nix.kept.world():
+            return {name: dict(paths) for name, paths in self.nix.profiles.items()}, list(self.nix.held)
 
     # ------------------------------------------------------------------------------------------- hived
     def kill(self) -> None:
@@ -233,11 +259,15 @@ class World:
                     "ON g.agent = a.name AND g.number = a.generation WHERE a.desired = 'running'"
                 )
             )
-            return (
-                busy == 0 and self.containers.running() == wanted and self._ended_are_cleared() and done(db)
-            )
+            return busy == 0 and self.roots() == wanted and self.ended_are_cleared() and done(db)
 
-    def _ended_are_cleared(self) -> bool:
+    def roots(self) -> dict[AgentName, str]:
+        """Agents whose containers run, and from which root."""
+        found: dict[AgentName, str] = self.containers.running()
+        return found
+
+    def ended_are_cleared(self) -> bool:
+        """Whether there is no container but those that run."""
         with self.containers.kept.world():
             return all(start.status.phase == "running" for start in self.containers._last.values())
 
