@@ -10,13 +10,9 @@ import os
 import pty
 import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from reconciler.cli.main import main
 from reconciler.control.auth import Ids
@@ -24,26 +20,6 @@ from reconciler.control.server import ControlServer
 from tests.fakes.services import FakeServices
 
 ROOT = Path(__file__).parents[2]
-
-
-@contextlib.contextmanager
-def a_run_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for the sockets, which `hive` is told of."""
-    with tempfile.TemporaryDirectory(prefix="hive-") as folder:
-        Path(folder).chmod(0o755)
-        monkeypatch.setenv("HIVE_RUN", folder)
-        yield Path(folder)
-
-
-@contextlib.asynccontextmanager
-async def serving(services: FakeServices, run_dir: Path) -> AsyncIterator[ControlServer]:
-    """A control server until the block ends."""
-    server = a_server(services, run_dir)
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.close()
 
 
 @dataclass

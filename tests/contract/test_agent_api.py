@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 import warnings
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import pytest
-import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,191 +21,26 @@ from reconciler.errors import AgentError, TemporaryError
 from reconciler.model.names import AgentName
 from reconciler.model.states import Role, UserRole
 from reconciler.services import Actor
+from tests.contract.agents_kit import (
+    BASE,
+    BODIES,
+    BOOT,
+    HEADERS,
+    KEY,
+    MANAGER,
+    SCOUT,
+    called,
+    path_of,
+    socket_of,
+)
 from tests.fakes.objects import COMMIT
 from tests.fakes.services import FakeServices
-from tests.fakes.unixhttp import Answer, Api, as_user, until
+from tests.fakes.unixhttp import Api, error, until
 
 pytestmark = pytest.mark.asyncio
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="speaking as another user needs root")
 
-BASE = 1048576
-BOOT = "ab" * 16
-SCOUT, MANAGER = AgentName("scout"), AgentName("hm1nd")
-HEADERS = {wire.WIRE_HEADER: "1", wire.BOOT_HEADER: BOOT}
-KEY = "k" * 8
-UNBOUNDED = {sort: Rate(1e9, 1e9) for sort in RATES}
-BODIES: dict[str, Any] = {
-    "Hello": {"wire": 1, "boot": BOOT},
-    "SendMessage": {"to": "manager", "body": "done", "key": KEY},
-    "BeginTurn": {"lease": None, "key": KEY},
-    "TurnEvents": {"events": [{"seq": 1, "at": "now", "kind": "text", "data": {"text": "hi"}}]},
-    "EndTurn": {"outcome": "ok"},
-    "AskOperator": {"question": "which?", "key": KEY},
-    "Nap": {"seconds": 5},
-    "Status": {"text": "busy"},
-    "SpawnDraft": {"name": "scribe"},
-    "Spawn": {"name": "scribe"},
-}
 
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """Run and state folders that other users may enter."""
-    with tempfile.TemporaryDirectory(prefix="hive-") as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
-
-
-@pytest_asyncio.fixture
-async def services() -> FakeServices:
-    return FakeServices()
-
-
-@pytest_asyncio.fixture
-async def servers(services: FakeServices, place: Path) -> AsyncIterator[AgentServers]:
-    servers = AgentServers(services.bundle(), place / "run", place / "state", rates=UNBOUNDED)
-    yield servers
-    await servers.close()
-    assert list((place / "state" / "incoming").iterdir()) == [], "uploads are removed"
-
-
-def socket_of(place: Path, name: str) -> Path:
-    return place / "run" / "agents" / name / "agent.sock"
-
-
-@pytest_asyncio.fixture
-async def scout(servers: AgentServers, place: Path) -> AsyncIterator[Api]:
-    """An agent whose BASE is this process's uid, after hello."""
-    await servers.serve(SCOUT, os.geteuid(), Role.AGENT)
-    async with Api(socket_of(place, SCOUT), HEADERS) as api:
-        await api.call("POST", "/v1/hello", BODIES["Hello"])
-        yield api
-
-
-@pytest_asyncio.fixture
-async def manager(servers: AgentServers, place: Path) -> AsyncIterator[Api]:
-    await servers.serve(MANAGER, os.geteuid(), Role.MANAGER)
-    async with Api(socket_of(place, MANAGER), HEADERS) as api:
-        await api.call("POST", "/v1/hello", BODIES["Hello"])
-        yield api
-
-
-def error(answer: Answer) -> tuple[int, str]:
-    return answer.status, answer.code
-
-
-def path_of(route: AgentRoute, name: str = "smith") -> str:
-    path = route.path.replace("{name}", name).replace("{id}", "1")
-    return f"{path}?commit={COMMIT}" if route.uploads else path
-
-
-def form(**parts: bytes) -> aiohttp.FormData:
-    data = aiohttp.FormData()
-    for name, content in parts.items():
-        data.add_field(name, content, filename=name)
-    return data
-
-
-async def post_form(api: Api, path: str, data: aiohttp.FormData) -> Answer:
-    async with api._http.post(f"http://hive{path}", data=data) as answer:
-        return Answer(answer.status, dict(answer.headers), await answer.read())
-
-
-# ------------------------------------------------------------------------------------------------ peers
-@needs_root
-async def test_only_exactly_base_may_speak_and_all_others_are_closed_and_counted(
-    servers: AgentServers, services: FakeServices, place: Path
-) -> None:
-    await servers.serve(SCOUT, BASE, Role.AGENT)
-    path = socket_of(place, SCOUT)
-    found, folder = path.stat(), path.parent.stat()
-    assert (found.st_uid, found.st_mode & 0o777) == (BASE, 0o600)
-    assert (folder.st_uid, folder.st_mode & 0o777) == (BASE, 0o700)
-    hello = (
-        "POST /v1/hello HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 55\r\n\r\n"
-        f'{{"wire": 1, "boot": "{BOOT}"}}'
-    )
-    assert (await as_user(path, hello, uid=BASE, gid=BASE)).startswith("HTTP/1.1 200")
-    assert await as_user(path, hello, uid=BASE + 1000, gid=BASE + 1000) == "PermissionError\n"
-    path.parent.chmod(0o755)
-    path.chmod(0o666)  # without the files' modes, too
-    nothing = ("closed", "ConnectionReset", "BrokenPipe")
-    for uid in (BASE + 1000, BASE + 1, BASE + 65536, 0):
-        assert (await as_user(path, hello, uid=uid, gid=BASE)).startswith(nothing)
-    assert servers.refused(SCOUT) == 4
-    assert len(services.broker.hello_calls) == 1
-
-
-# ------------------------------------------------------------------------------------------- serve and drop
-async def test_serving_is_level_triggered(servers: AgentServers, place: Path) -> None:
-    path = socket_of(place, SCOUT)
-    await servers.serve(SCOUT, os.geteuid(), Role.AGENT)
-    first = path.stat().st_ino
-    await servers.serve(SCOUT, os.geteuid(), Role.AGENT)
-    assert path.stat().st_ino == first
-    path.unlink()
-    assert servers.serving() == []
-    assert not servers.is_served(SCOUT)
-    await servers.serve(SCOUT, os.geteuid(), Role.AGENT)
-    assert servers.serving() == [SCOUT]
-    await servers.drop(SCOUT)
-    await servers.drop(SCOUT)
-    assert not path.exists()
-    assert servers.serving() == []
-
-
-async def test_a_socket_that_a_killed_hived_left_is_seen_and_dropped(
-    servers: AgentServers, services: FakeServices, place: Path
-) -> None:
-    await servers.serve(SCOUT, os.geteuid(), Role.AGENT)
-    successor = AgentServers(services.bundle(), place / "run", place / "state")
-    assert successor.is_left(SCOUT)
-    await successor.drop(SCOUT)
-    assert not successor.is_left(SCOUT)
-
-
-async def test_a_connection_outlives_the_loss_of_the_socket_file(
-    servers: AgentServers, scout: Api, services: FakeServices, place: Path
-) -> None:
-    services.broker.hold_inbox = asyncio.Event()
-    waiting = asyncio.create_task(scout.call("GET", "/v1/inbox?wait=60"))
-    await called(services, "inbox")
-    socket_of(place, SCOUT).unlink()
-    await servers.serve(SCOUT, os.geteuid(), Role.AGENT)
-    services.broker.hold_inbox.set()
-    assert (await waiting).status == 200
-    assert (await scout.call("GET", "/v1/agents")).status == 200
-
-
-async def test_a_new_hived_takes_the_socket_over_and_wants_a_hello_first(
-    servers: AgentServers, scout: Api, services: FakeServices, place: Path
-) -> None:
-    successor = AgentServers(services.bundle(), place / "run", place / "state")
-    await successor.serve(SCOUT, os.geteuid(), Role.AGENT)
-    assert not servers.is_served(SCOUT)
-    assert error(await scout.call("GET", "/v1/inbox")) == (409, "hello-first")
-    assert (await scout.call("POST", "/v1/hello", BODIES["Hello"])).status == 200
-    assert (await scout.call("GET", "/v1/inbox")).status == 200
-    await servers.drop(SCOUT)
-    assert successor.is_served(SCOUT)
-    await successor.close()
-
-
-async def test_what_a_crash_left_of_uploads_is_removed(services: FakeServices, place: Path) -> None:
-    left = place / "state" / "incoming" / "abc"
-    left.mkdir(parents=True)
-    (left / "bundle").write_bytes(b"half")
-    AgentServers(services.bundle(), place / "run", place / "state")
-    assert list(left.parent.iterdir()) == []
-    assert left.parent.stat().st_mode & 0o777 == 0o700
-
-
-async def called(services: FakeServices, name: str) -> None:
-    """Wait until the fake broker has been called."""
-    await until(lambda: name in [call for call, _ in services.broker.calls])
-
-
-# -------------------------------------------------------------------------------------- hello, wire, boot
 async def test_another_wire_version_is_told_so_everywhere(scout: Api) -> None:
     for route in AGENT_ROUTES:
         answer = await scout.call(route.method, path_of(route), headers={wire.WIRE_HEADER: "2"})
@@ -245,7 +75,6 @@ async def test_a_hello_that_fails_makes_no_harness_known(scout: Api, services: F
     assert (await scout.call("GET", "/v1/inbox", headers=other)).status == 200
 
 
-# ------------------------------------------------------------------------------------------------- rates
 async def test_who_calls_too_often_gets_429_says_when_to_come_again_and_is_told_of_once(
     services: FakeServices, place: Path
 ) -> None:
@@ -326,7 +155,6 @@ async def test_the_harness_waits_where_nobody_waits_for_it_and_tells_the_model_w
     await link.close()
 
 
-# ------------------------------------------------------------------------------------------------- roles
 async def test_the_agent_is_the_sockets_and_cannot_be_forged(scout: Api, services: FakeServices) -> None:
     forged = {"X-Hive-Agent": "hm1nd", "X-Hive-Session": "operator-secret"}
     await scout.call("POST", "/v1/messages", BODIES["SendMessage"], headers=forged)
@@ -376,16 +204,6 @@ async def test_an_agent_sees_itself_only_and_the_manager_all(scout: Api, manager
     assert (await manager.call("GET", "/v1/repos/scribe/bundle")).status == 200
 
 
-# ------------------------------------------------------------------------------------------------ uploads
-async def test_a_bundle_arrives_as_a_file_that_is_gone_afterwards(scout: Api, services: FakeServices) -> None:
-    path = f"/v1/proposals?commit={COMMIT}&description=a%20bit%20%C3%A4"
-    answer = await scout.call("POST", path, b"# v2 git bundle\n\0\xff")
-    assert answer.json == {"proposal": 1, "state": "examining"}
-    assert services.approvals.uploaded == [b"# v2 git bundle\n\0\xff"]
-    assert services.approvals.calls == [("propose_bundle", ("scout", "scout", COMMIT, "a bit \xe4"))]
-    assert not services.approvals.seen_paths[0].exists()
-
-
 async def test_only_the_manager_proposes_for_others(scout: Api, manager: Api, services: FakeServices) -> None:
     path = f"/v1/proposals?agent=smith&commit={COMMIT}"
     answer = await scout.call("POST", path, b"bundle")
@@ -403,81 +221,6 @@ async def test_a_commit_is_a_full_id(scout: Api, services: FakeServices, commit:
     assert services.approvals.uploaded == []
 
 
-async def test_a_bundle_over_the_limit_is_refused_while_it_arrives(
-    scout: Api, services: FakeServices, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(wire, "BUNDLE_MAX_BYTES", 1000)
-    path = f"/v1/proposals?commit={COMMIT}"
-    assert error(await scout.call("POST", path, b"x" * 1001)) == (413, "too-large")
-
-    async def pieces() -> AsyncIterator[bytes]:
-        for _ in range(50):
-            yield b"x" * 100
-
-    async with scout._http.post(f"http://hive{path}", data=pieces()) as answer:
-        assert answer.status == 413
-    assert error(await scout.call("POST", path, b"")) == (400, "invalid")
-    assert services.approvals.uploaded == []
-    assert (await scout.call("POST", path, b"x" * 1000)).status == 200
-
-
-async def test_an_upload_that_is_cut_off_leaves_nothing(
-    scout: Api, services: FakeServices, place: Path
-) -> None:
-    _, writer = await asyncio.open_unix_connection(str(socket_of(place, SCOUT)))
-    head = [f"POST /v1/proposals?commit={COMMIT} HTTP/1.1", "Host: h", "Content-Length: 1000"]
-    head += [f"{name}: {value}" for name, value in HEADERS.items()]
-    writer.write("\r\n".join(head).encode() + b"\r\n\r\nhalf")
-    incoming = place / "state" / "incoming"
-    await until(lambda: list(incoming.glob("*/bundle")) != [])
-    writer.close()
-    await until(lambda: list(incoming.iterdir()) == [])
-    assert services.approvals.calls == []
-
-
-async def test_a_draft_is_a_form_of_two_parts(
-    manager: Api, services: FakeServices, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = f"/v1/drafts/scribe/commit?commit={COMMIT}&description=notes"
-    answer = await post_form(manager, path, form(bundle=b"B" * 200_000, state=b"T\0"))
-    assert answer.json == {"proposal": 2, "state": "examining"}
-    assert services.approvals.uploaded == [b"B" * 200_000, b"T\0"]
-    assert services.approvals.calls == [("propose_draft", ("hm1nd", "scribe", COMMIT, "notes"))]
-    monkeypatch.setattr(wire, "STATE_TAR_MAX_BYTES", 10)
-    wrong: list[tuple[aiohttp.FormData, int, str]] = [
-        (form(bundle=b"b"), 400, "lacks the part state"),
-        (form(bundle=b"b", state=b"s", more=b"m"), 400, "no part 'more'"),
-        (form(bundle=b"b", state=b"s" * 11), 413, "larger"),
-    ]
-    for data, status, words in wrong:
-        refused = await post_form(manager, path, data)
-        assert (refused.status, words in refused.json["error"]["message"]) == (status, True), refused.body
-    assert error(await manager.call("POST", path, b"plain")) == (400, "invalid")
-    assert len(services.approvals.calls) == 1
-
-
-async def test_at_most_two_uploads_of_an_agent_at_once(scout: Api, place: Path) -> None:
-    path = f"/v1/proposals?commit={COMMIT}"
-    release = asyncio.Event()
-
-    async def slow() -> AsyncIterator[bytes]:
-        yield b"begin"
-        await release.wait()
-        yield b"end"
-
-    async def upload() -> int:
-        async with scout._http.post(f"http://hive{path}", data=slow()) as answer:
-            return answer.status
-
-    held = [asyncio.create_task(upload()) for _ in range(2)]
-    await until(lambda: len(list((place / "state" / "incoming").glob("*/bundle"))) == 2)
-    third = await scout.call("POST", path, b"x")
-    assert error(third) == (503, "busy")
-    release.set()
-    assert await asyncio.gather(*held) == [200, 200]
-
-
-# ------------------------------------------------------------------------------------------------- limits
 async def test_unknown_and_wrong_calls_are_told_apart(scout: Api, services: FakeServices) -> None:
     cases: list[tuple[str, str, object, int, str]] = [
         ("GET", "/v1/pty", None, 404, "not-found"),
@@ -542,7 +285,6 @@ async def test_errors_of_services_reach_the_agent_in_their_words(scout: Api, ser
     assert (answer.status, answer.json) == (403, services.broker.fail.as_json())
 
 
-# ---------------------------------------------------------------------------------------- the real harness
 async def test_the_harnesss_own_link_speaks_with_this_server(
     servers: AgentServers, manager: Api, place: Path, services: FakeServices
 ) -> None:
@@ -571,7 +313,6 @@ async def test_the_harnesss_own_link_speaks_with_this_server(
         await link.close()
 
 
-# ---------------------------------------------------------------------------------------------- any bytes
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from reconciler.control import models as api
 from reconciler.control.auth import Door
-from reconciler.control.server import ControlServer
 from reconciler.errors import OperatorError
 from reconciler.model.states import Risk
-from tests.contract.cli_kit import a_run_dir, hive, on_terminal, serving
+from tests.contract.cli_kit import hive, on_terminal
 from tests.fakes.objects import a_message, a_proposal, an_agent, an_event
 from tests.fakes.services import FakeServices
 from tests.fakes.unixhttp import Api
@@ -25,24 +22,7 @@ HOSTILE = "red \x1b[31m\x1b]0;title\x07 back\x08 \u202egnirts\u2066 zero\u200bwi
 # What must never reach a terminal from an agent: escapes and other controls, bidirectional, invisible ones.
 DANGEROUS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
-pytestmark = pytest.mark.asyncio
-
-
-@pytest.fixture
-def run_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    with a_run_dir(monkeypatch) as folder:
-        yield folder
-
-
-@pytest_asyncio.fixture
-async def services() -> FakeServices:
-    return FakeServices()
-
-
-@pytest_asyncio.fixture(autouse=True)
-async def server(services: FakeServices, run_dir: Path) -> AsyncIterator[ControlServer]:
-    async with serving(services, run_dir) as running:
-        yield running
+pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("server")]
 
 
 READS = {

@@ -10,41 +10,22 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from reconciler.cli import reference
 from reconciler.cli.grammar import parser_of
 from reconciler.cli.verbs import VERBS
 from reconciler.control.server import ControlServer
 from reconciler.model.states import Desired
-from tests.contract.cli_kit import ROOT, a_run_dir, hive, serving
+from tests.contract.cli_kit import ROOT, hive
 from tests.fakes.objects import COMMIT
 from tests.fakes.services import FakeServices
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="another user needs root")
 
-pytestmark = pytest.mark.asyncio
-
-
-@pytest.fixture
-def run_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    with a_run_dir(monkeypatch) as folder:
-        yield folder
-
-
-@pytest_asyncio.fixture
-async def services() -> FakeServices:
-    return FakeServices()
-
-
-@pytest_asyncio.fixture(autouse=True)
-async def server(services: FakeServices, run_dir: Path) -> AsyncIterator[ControlServer]:
-    async with serving(services, run_dir) as running:
-        yield running
+pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("server")]
 
 
 async def test_errors_go_to_standard_error_and_as_an_envelope_to_programs() -> None:

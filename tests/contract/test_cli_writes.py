@@ -6,12 +6,10 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from reconciler.cli import follow, talk
 from reconciler.cli.api import Hive
@@ -19,29 +17,12 @@ from reconciler.cli.failure import Unreachable
 from reconciler.control import models as api
 from reconciler.control.server import ControlServer
 from reconciler.model.states import ProposalState, UserRole
-from tests.contract.cli_kit import ROOT, a_run_dir, a_server, hive, serving
+from tests.contract.cli_kit import ROOT, a_server, hive
 from tests.fakes.objects import COMMIT, DIGEST, a_message, a_proposal, an_event
 from tests.fakes.services import FakeServices
 from tests.fakes.unixhttp import until
 
-pytestmark = pytest.mark.asyncio
-
-
-@pytest.fixture
-def run_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    with a_run_dir(monkeypatch) as folder:
-        yield folder
-
-
-@pytest_asyncio.fixture
-async def services() -> FakeServices:
-    return FakeServices()
-
-
-@pytest_asyncio.fixture(autouse=True)
-async def server(services: FakeServices, run_dir: Path) -> AsyncIterator[ControlServer]:
-    async with serving(services, run_dir) as running:
-        yield running
+pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("server")]
 
 
 async def test_hold_and_release_name_one_agent_or_all(services: FakeServices) -> None:

@@ -5,102 +5,33 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import pytest
-import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reconciler.control import edge, openapi
+from reconciler.control import edge
 from reconciler.control.auth import Door, Ids
 from reconciler.control.call import Route
 from reconciler.control.client import SESSION_HEADER, ControlClient
 from reconciler.control.routes import ROUTES
 from reconciler.control.server import ControlServer
-from reconciler.control.sse import Parser
 from reconciler.errors import OperatorError, PermanentError, TemporaryError
 from reconciler.model.states import UserRole
-from tests.fakes.objects import DIGEST, OPERATOR_SECRET, VIEWER_SECRET, an_event
+from tests.contract.control_kit import BODIES, body_of, name_of, path_of, session
+from tests.fakes.objects import OPERATOR_SECRET, VIEWER_SECRET
 from tests.fakes.services import FakeServices
-from tests.fakes.unixhttp import Answer, Api, as_user, get, until
+from tests.fakes.unixhttp import Api, as_user, error, get, until
 
 pytestmark = pytest.mark.asyncio
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="speaking as another user needs root")
 
 STRANGER, OPERATORS, UI = 54321, 54322, 54323
-BODIES: dict[str, Any] = {
-    "NewAgent": {"name": "scribe"},
-    "Purge": {"confirm": "scout"},
-    "SetModel": {"model": "opus"},
-    "RaiseBudget": {"usd": 1.5},
-    "NewMessage": {"to": "scout", "body": "hello"},
-    "Propose": {"agent": "smith", "commit": "0" * 40},
-    "Approve": {"digest": DIGEST},
-    "Login": {"token": "tok"},
-    "NapAgent": {"seconds": 60},
-    "DecideLoop": {"deliver": True},
-}
 
 
-def body_of(route: Route) -> object:
-    return None if route.request is None else BODIES.get(route.request.__name__, {})
-
-
-def path_of(route: Route) -> str:
-    path = route.path.replace("{name}", "scout").replace("{id}", "1").replace("{peer}", "hm1nd")
-    return path.replace("{attachment}", "0" * 16)
-
-
-def name_of(route: Route) -> str:
-    return f"{route.method} {route.path}"
-
-
-@pytest.fixture
-def run_dir() -> Iterator[Path]:
-    """A folder that other users may enter, too (pytest's own may not be entered)."""
-    with tempfile.TemporaryDirectory(prefix="hive-") as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
-
-
-@pytest_asyncio.fixture
-async def services() -> FakeServices:
-    return FakeServices()
-
-
-@pytest_asyncio.fixture
-async def server(services: FakeServices, run_dir: Path) -> AsyncIterator[ControlServer]:
-    """Everybody's ids are this process's, so that it may speak at both doors."""
-    own = Ids(operators_gid=os.getegid(), ui_uid=os.geteuid(), ui_gid=os.getegid())
-    server = ControlServer(services.bundle(), run_dir, own, ping_s=0.05)
-    await server.start()
-    yield server
-    await server.close()
-
-
-@pytest_asyncio.fixture
-async def control(server: ControlServer, run_dir: Path) -> AsyncIterator[Api]:
-    async with Api(run_dir / Door.CONTROL) as api:
-        yield api
-
-
-@pytest_asyncio.fixture
-async def ui(server: ControlServer, run_dir: Path) -> AsyncIterator[Api]:
-    async with Api(run_dir / Door.UI) as api:
-        yield api
-
-
-def session(secret: str) -> dict[str, str]:
-    return {SESSION_HEADER: secret}
-
-
-# ------------------------------------------------------------------------------------------------ peers
 @needs_root
 async def test_a_stranger_cannot_open_the_sockets_and_their_owners_can(
     services: FakeServices, run_dir: Path
@@ -159,7 +90,6 @@ async def test_a_second_hived_takes_the_sockets_over_and_the_first_does_not_take
     assert list(run_dir.iterdir()) == []
 
 
-# ------------------------------------------------------------------------------------------------ roles
 @pytest.mark.parametrize("route", ROUTES, ids=name_of)
 async def test_every_route_asks_for_its_role_on_the_web_servers_socket(route: Route, ui: Api) -> None:
     if route.special == "stream":
@@ -214,11 +144,6 @@ async def test_only_the_login_itself_tells_the_secret(ui: Api) -> None:
     assert answer.json["session"] == OPERATOR_SECRET
     assert (await ui.call("GET", "/v1/session", headers=session(OPERATOR_SECRET))).json["session"] is None
     assert (await ui.call("POST", "/v1/login", {"token": "used"})).status == 401
-
-
-# ------------------------------------------------------------------------------------------------ errors
-def error(answer: Answer) -> tuple[int, str]:
-    return answer.status, answer.code
 
 
 async def test_wrong_requests_are_told_what_is_wrong_and_where(control: Api, services: FakeServices) -> None:
@@ -380,78 +305,6 @@ async def test_a_write_that_has_begun_is_ended_although_its_client_has_gone(
     assert (await task).name == "scout"
 
 
-# ---------------------------------------------------------------------------------------------- streams
-async def test_the_stream_replays_after_the_last_event_and_goes_on_live(
-    control: Api, services: FakeServices
-) -> None:
-    async with control.stream("/v1/stream", headers={"Last-Event-ID": "1"}) as answer:
-        assert answer.headers["Content-Type"] == "text/event-stream"
-        parser, frames = Parser(), []
-        services.events.live.put_nowait(an_event(4, "message.sent", text="line\r\none\u2028"))
-        services.events.live.put_nowait(None)
-        async for chunk in answer.content.iter_any():
-            frames += parser.feed(chunk)
-    assert [(f.id, f.event) for f in frames] == [
-        ("2", "agent.state"),
-        ("3", "agent.state"),
-        ("4", "message.sent"),
-    ]
-    assert '"line\\r\\none\u2028"' in frames[2].data
-
-
-async def test_silence_is_filled_with_pings_and_closing_the_server_ends_streams_at_once(
-    control: Api, server: ControlServer, services: FakeServices
-) -> None:
-    async with control.stream("/v1/stream?after=3") as answer:
-        assert await answer.content.readuntil(b": ping\n\n")
-        async with asyncio.timeout(1):
-            await server.close()
-            assert await answer.content.read() is not None
-    assert services.events.ended == 1
-
-
-async def test_a_reader_that_is_told_to_resync_is_let_go(control: Api, services: FakeServices) -> None:
-    services.events.live.put_nowait(an_event(9, "resync"))
-    async with control.stream("/v1/stream") as answer, asyncio.timeout(2):
-        assert b"event: resync\n" in await answer.content.read()
-
-
-async def test_a_stream_needs_a_session_and_ends_with_it(ui: Api, services: FakeServices) -> None:
-    assert (await ui.call("GET", "/v1/stream")).status == 401
-    async with ui.stream("/v1/stream", headers=session(VIEWER_SECRET)) as answer:
-        await answer.content.readuntil(b": ping\n\n")
-        del services.accounts.live[VIEWER_SECRET]
-        async with asyncio.timeout(2):
-            await answer.content.read()
-
-
-async def test_a_client_that_goes_away_frees_its_stream(
-    control: Api, server: ControlServer, services: FakeServices
-) -> None:
-    async with control.stream("/v1/stream") as answer:
-        await answer.content.readuntil(b"\n\n")
-        assert len(server._streams) == 1
-        answer.close()
-    await until(lambda: len(server._streams) == 0)
-    assert services.events.ended == 1
-
-
-async def test_a_bug_in_the_stream_ends_it_without_an_envelope_in_the_middle(
-    control: Api, services: FakeServices, capsys: pytest.CaptureFixture[str]
-) -> None:
-    services.events.fail = ZeroDivisionError()
-    services.events.live.put_nowait(None)
-    async with control.stream("/v1/stream") as answer:
-        assert await answer.content.read() == b"retry: 1000\n\n"
-    assert "ZeroDivisionError" in capsys.readouterr().out
-
-
-async def test_a_wrong_last_event_id_is_refused(control: Api) -> None:
-    for text in ("x", "-1", "1" * 30):
-        answer = await control.call("GET", "/v1/stream", headers={"Last-Event-ID": text})
-        assert error(answer) == (400, "invalid")
-
-
 async def test_the_typed_client_and_the_server_understand_each_other(
     server: ControlServer, run_dir: Path, services: FakeServices
 ) -> None:
@@ -464,47 +317,6 @@ async def test_the_typed_client_and_the_server_understand_each_other(
         assert [event.id async for event in client.stream(0)] == [1, 2, 3]
 
 
-# --------------------------------------------------------------------------------------------- document
-async def test_the_document_is_served_and_checked_in() -> None:
-    checked_in = (Path(__file__).parents[2] / "docs" / "openapi.json").read_text()
-    assert checked_in == openapi.text(), "run: python -m reconciler.control.openapi"
-
-
-async def test_the_document_covers_every_route_and_refers_to_nothing_missing() -> None:
-    document = openapi.document()
-    assert document["openapi"] == "3.1.0"
-    described = {(m.upper(), path) for path, methods in document["paths"].items() for m in methods}
-    assert described == {(route.method, route.path) for route in ROUTES}
-    operations = [o for methods in document["paths"].values() for o in methods.values()]
-    assert len({o["operationId"] for o in operations}) == len(operations)
-    for path, methods in document["paths"].items():
-        for operation in methods.values():
-            declared = {p["name"] for p in operation["parameters"] if p["in"] == "path"}
-            assert declared == set(re.findall(r"{(\w+)}", path))
-    for reference in re.findall(r'"\$ref": "#/([^"]+)"', openapi.text()):
-        place: Any = document
-        for part in reference.split("/"):
-            place = place[part]
-    for schema in document["components"]["schemas"].values():
-        jsonschema.Draft202012Validator.check_schema(schema)
-
-
-async def test_answers_are_what_the_document_says(control: Api) -> None:
-    document = openapi.document()
-    for route in ROUTES:
-        if route.special is not None or Door.CONTROL not in route.doors:
-            continue
-        answer = await control.call(route.method, path_of(route), body_of(route))
-        if answer.status != 200:
-            continue
-        operation = document["paths"][route.path][route.method.lower()]
-        schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
-        jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(
-            answer.json
-        )
-
-
-# -------------------------------------------------------------------------------------------- any bytes
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),

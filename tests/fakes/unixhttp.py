@@ -57,6 +57,11 @@ class Answer:
         return str(self.json["error"]["code"])
 
 
+def error(answer: Answer) -> tuple[int, str]:
+    """What went wrong: status and code."""
+    return answer.status, answer.code
+
+
 class Api:
     """Requests on one socket; `headers` go with each."""
 
