@@ -112,7 +112,11 @@ class Delivery:
     async def _lease(self, agent: AgentName, boot: str, limit: int, turn: int | None) -> wire.Inbox | None:
         """What is due, under a lease, if the agent holds a seat; None if there is nothing for it now."""
         residency = self._core.residency
-        async with self._core.store.state.quick() as tx:
+        # Between turns a lease need not be on the disk before its messages are given out: a power cut ends
+        # the harness that has them, too, before the model has seen any. If a turn begins with them, that is
+        # synced, and the lease with it: what comes again then is marked. Within a turn the model sees them
+        # at once.
+        async with self._core.store.state.quick(synced=turn is not None) as tx:
             # Looked at under the lock: hello, hold and end of turn go through the same one.
             self._core.check_boot(agent, boot)
             if turn is not None:

@@ -189,12 +189,14 @@ class Database:
         writer: aiosqlite.Connection,
         readers: asyncio.Queue[aiosqlite.Connection],
         now: Callable[[], float],
+        *,
+        synced: bool,
     ) -> None:
         self.path = path
         self._writer = writer
         self._readers = readers
         self._lock = asyncio.Lock()
-        self._groups = Groups(self._lock, writer, self._ends_well, self._as_full)
+        self._groups = Groups(self._lock, writer, self._ends_well, self._as_full, synced=synced)
         self._now = now
         self.on_emit: Callable[[], None] = lambda: None
         self.full_since: float | None = None
@@ -223,7 +225,7 @@ class Database:
                 await reader.execute("PRAGMA query_only = ON")
                 readers.put_nowait(reader)
             undo.pop_all()
-        return cls(path, writer, readers, now)
+        return cls(path, writer, readers, now, synced=synchronous == "FULL")
 
     @contextlib.asynccontextmanager
     async def transaction(self, *, dry_run: bool = False) -> AsyncIterator[Tx]:
@@ -242,6 +244,7 @@ class Database:
                 raise PermanentError(f"{self.path.name} is closed")
             if self._groups.is_open:
                 await finish(self._groups.flush())
+            self._groups.will_sync(True)
             tx = Tx(self._writer, int(self._now() * 1_000_000))
             try:
                 await self._writer.execute("BEGIN IMMEDIATE")
@@ -268,14 +271,18 @@ class Database:
             self.on_emit()
 
     @contextlib.asynccontextmanager
-    async def quick(self) -> AsyncIterator[Tx]:
+    async def quick(self, *, synced: bool = True) -> AsyncIterator[Tx]:
         """A write transaction of a few short statements, which run in the thread of the caller and share
         their commit with others like it that come at the same time.
 
         Those others' callbacks may not have run yet when its body does: what `after_commit` writes here must
         be nothing that a body reads (it may ring and touch). In all else it is a `transaction`.
+
+        Without `synced` it returns before it is on the disk: a death of this process cannot undo it, a power
+        cut can, until the next transaction that is synced. Nothing may be told outside that such a cut would
+        make untrue.
         """
-        async with self._groups.member(self._quick_begins) as tx:
+        async with self._groups.member(self._quick_begins, synced=synced) as tx:
             yield tx
 
     def _quick_begins(self) -> Tx:

@@ -24,16 +24,17 @@ MEMBERS_MAX = 64
 
 
 class _Group:
-    """Members in order; `done` ends with their commit."""
+    """Members in order; `done` ends with their commit, which waits for the disk if `synced`."""
 
-    def __init__(self) -> None:
+    def __init__(self, synced: bool) -> None:
+        self.synced = synced
         self.members: list[Tx] = []
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class Groups:
     """The open group of one file, if any. `lock` is the file's write lock: held while a member's body runs
-    and during the commit, not in between."""
+    and during the commit, not in between. `synced`: whether commits of this file wait for the disk at all."""
 
     def __init__(
         self,
@@ -41,23 +42,29 @@ class Groups:
         writer: aiosqlite.Connection,
         committed: Callable[[Tx], None],
         as_full: Callable[[sqlite3.Error], DiskFullError | None],
+        *,
+        synced: bool,
     ) -> None:
         self._lock = lock
         self._writer = writer
         self._committed = committed
         self._as_full = as_full
+        self._can_sync = self._syncs = synced
         self._full: DiskFullError | None = None
         self._group: _Group | None = None
         self._coming = 0
         self._strays: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
-    async def member(self, begin: Callable[[], Tx]) -> AsyncIterator[Tx]:
-        """One transaction of a group. It commits when nobody is about to join it, or it is full."""
+    async def member(self, begin: Callable[[], Tx], *, synced: bool = True) -> AsyncIterator[Tx]:
+        """One transaction of a group. It commits when nobody is about to join it, or it is full. Who needs
+        the disk does not join a group that does not wait for it."""
         await self._enter()
         try:
+            if synced and self._group is not None and not self._group.synced:
+                await finish(self.flush())
             tx = begin()
-            group = self._group or await self._open()
+            group = self._group or await self._open(synced)
             self._raw.execute("SAVEPOINT member")
             try:
                 yield tx
@@ -81,6 +88,14 @@ class Groups:
             finally:
                 self._lock.release()
         await finish(_until(group.done))
+
+    def will_sync(self, synced: bool) -> None:
+        """Whether the transaction that begins next waits for the disk when it commits; the lock is held, and
+        none is open. What was committed before without waiting is on the disk after the next one that waits:
+        they are written to one log, in order."""
+        if self._can_sync and synced != self._syncs:
+            self._raw.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+            self._syncs = synced
 
     @property
     def is_open(self) -> bool:
@@ -112,8 +127,9 @@ class Groups:
         raw: sqlite3.Connection = self._writer._conn  # noqa: SLF001 - statements without a change of threads
         return raw
 
-    async def _open(self) -> _Group:
-        group = self._group = _Group()
+    async def _open(self, synced: bool) -> _Group:
+        self.will_sync(synced)
+        group = self._group = _Group(synced)
         try:
             await finish(self._begin())
         except sqlite3.Error:

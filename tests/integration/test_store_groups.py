@@ -263,3 +263,36 @@ async def test_messages_of_many_senders_share_commits_and_none_is_lost(
     rows = await world.store.state.all("SELECT id, body FROM messages ORDER BY id")
     assert [([row["id"]], row["body"]) for row in rows] == [(i, f"message {n}") for n, i in enumerate(ids)]
     await world.close()
+
+
+async def test_who_needs_the_disk_shares_no_commit_that_does_not_wait_for_it(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, waited = db._writer.commit, []
+    first = asyncio.Event()
+
+    async def commit() -> None:
+        rows = await db._writer.execute_fetchall("PRAGMA synchronous")
+        waited.append({1: False, 2: True}[next(iter(rows))[0]])
+        if len(waited) == 1:
+            await first.wait()
+        await real()
+
+    async def soft(name: str) -> None:
+        async with db.quick(synced=False) as tx:
+            await tx.run("INSERT INTO users VALUES (?, 'operator', 1)", name)
+
+    monkeypatch.setattr(db._writer, "commit", commit)
+    tasks = [asyncio.ensure_future(add(db, "first"))]
+    await until(lambda: bool(waited))
+    for number, one in enumerate((soft, soft, add, soft)):  # the last one shares what is waited for
+        tasks.append(asyncio.ensure_future(one(f"user-{number}") if one is soft else add(db, "synced")))
+        await turns(3)
+    first.set()
+    await asyncio.gather(*tasks)
+    assert waited == [True, False, True]
+    await soft("alone")
+    async with db.transaction() as tx:
+        await tx.run("INSERT INTO users VALUES ('last', 'operator', 1)")
+    assert waited[3:] == [False, True]
+    assert len(await names(db)) == 7
