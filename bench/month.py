@@ -94,9 +94,7 @@ def _day(folder: Path, begun_s: float, turn: int) -> int:
                 {"turn": turn, "state": "idle", "messages": [1, 2], "model": "haiku", "reason": ""}
             )
             events += [(at, agent, kind, data) for kind in kinds]
-            stats += [
-                (agent, at, k, 1.0) for k in ("turn_duration_s", "tool_calls", "inbox_depth", "exit_ok")
-            ]
+            stats += [(agent, at, k, 1.0) for k in ("turn_duration", "tool_calls", "inbox_depth", "exit_ok")]
     with sqlite3.connect(folder / "state.db") as state:
         state.executemany("INSERT INTO leases VALUES (?, ?, ?, ?, 'acked', ?, ?)", leases)
         state.executemany(
@@ -115,7 +113,7 @@ def _day(folder: Path, begun_s: float, turn: int) -> int:
             "INSERT INTO transcript (agent, turn_id, seq, at, kind, data) VALUES (?, ?, ?, ?, ?, ?)", lines
         )
         history.executemany("INSERT INTO events (ts, agent, kind, data) VALUES (?, ?, ?, ?)", events)
-        history.executemany("INSERT INTO stats VALUES (?, ?, ?, ?)", stats)
+        history.executemany("INSERT INTO stats (agent, ts, key, value) VALUES (?, ?, ?, ?)", stats)
     history.close()
     return turn
 

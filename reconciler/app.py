@@ -44,10 +44,11 @@ from reconciler.effects.containers.systemd import ForeignEnd, SystemdContainers
 from reconciler.effects.git import GitRepositories
 from reconciler.effects.git.quarantine import Quarantine
 from reconciler.effects.hostfiles import RealHostFiles
+from reconciler.effects.measures import RealMeasures
 from reconciler.effects.nix import RealNix
-from reconciler.effects.protocols import Clock, Containers, Git, HostFiles, Nix
+from reconciler.effects.protocols import Clock, Containers, Git, HostFiles, Measures, Nix
 from reconciler.gateway.client import GatewayClient
-from reconciler.gateway.messages import LimitEvent, ModelEvent, RefusalEvent
+from reconciler.gateway.messages import LimitEvent, ModelEvent, RefusalEvent, UsageEvent
 from reconciler.gatewaysync import GatewaySync
 from reconciler.lifecycle import LifecycleService
 from reconciler.model.names import AgentName
@@ -65,6 +66,8 @@ from reconciler.room import Room, lasting
 from reconciler.services import Services
 from reconciler.sockets import Bound, inherited
 from reconciler.startstop import STOP_S, end_within, extending, prove_life
+from reconciler.stats.recorder import Recorder
+from reconciler.stats.service import StatService
 from reconciler.store import agents
 from reconciler.store.db import Store
 
@@ -86,6 +89,7 @@ class Effects:
     host_files: HostFiles
     clock: Clock
     close: Callable[[], None]
+    measures: Measures
     foreign: Callable[[], AsyncIterator[ForeignEnd]] | None = None
 
 
@@ -94,15 +98,16 @@ def real_effects(config: Config) -> Effects:
     state = Path(config.state_dir)
     git = GitRepositories(state, Quarantine(state / "quarantine", config.build_user))
     nix, files, clock = RealNix(config), RealHostFiles(config), SystemClock()
+    measures = RealMeasures(state)
     if config.driver == "shim":
-        return Effects(ShimContainers(config), nix, git, files, clock, git.close)
+        return Effects(ShimContainers(config), nix, git, files, clock, git.close, measures)
     containers = SystemdContainers(config)
 
     def close() -> None:
         git.close()
         containers.close()
 
-    return Effects(containers, nix, git, files, clock, close, containers.foreign)
+    return Effects(containers, nix, git, files, clock, close, measures, containers.foreign)
 
 
 def seats(sessions: Sessions) -> Seats:
@@ -133,7 +138,7 @@ class Hived:
         nix, files = effects.nix, effects.host_files
         self.gateway = GatewayClient(
             run, on_limit=self._limited, on_refusal=self._refused, on_model=self._other_model,
-            on_usage=lambda _: self.budgets.poke(), on_connect=self._gateway_connected, now=self.clock.now,
+            on_usage=self._used, on_connect=self._gateway_connected, now=self.clock.now,
         )  # fmt: skip
         self.gateway_sync = GatewaySync(store, self.gateway, self.clock, config.budget)
         self.events = EventLog(
@@ -142,6 +147,11 @@ class Hived:
             handlers={"tag": self._tag, "meta": self._meta, "notify": self._notify},
             spending=self.gateway.rows,
         )
+        self.recorder = Recorder(
+            store, self.clock, ledger=self.gateway, containers=self.containers, measures=effects.measures,
+            sample_s=config.metrics.sample_s,
+        )  # fmt: skip
+        self.events.observe(self.recorder.observe)
         presence = Presence(store, self.clock, self.events.publish)
         self.broker = MessageBroker(
             store, self.clock, self.events, presence, wake=self.wake, on_hello=self._before_hello,
@@ -188,6 +198,7 @@ class Hived:
             agents=self.agents, broker=self.broker, approvals=self.approvals, accounts=self.accounts,
             events=self.events, lifecycle=lifecycle, backups=self.backups, doctor=doctor,
             budgets=self.budgets,
+            stats=StatService(store, self.clock, config.metrics.token_file),
         )  # fmt: skip
         self.sites = AgentServers(services, run, state, limited=self._agent_limited)
         applier = Applier(
@@ -241,6 +252,10 @@ class Hived:
 
     async def _before_hello(self, name: AgentName) -> None:
         await self.containers.forbid_user_namespaces(name)
+
+    def _used(self, event: UsageEvent) -> None:
+        self.budgets.poke()
+        self.recorder.usage(event)
 
     def _limited(self, event: LimitEvent) -> None:
         self.events.announce(
@@ -304,6 +319,7 @@ class Hived:
                 group.create_task(self.gateway_sync.run(), name="gateway-sync"),
                 group.create_task(lasting("budgets", self.budgets.run, self.clock), name="budgets"),
                 group.create_task(lasting("passes", self.passes.run, self.clock), name="passes"),
+                group.create_task(lasting("stats", self.recorder.run, self.clock), name="stats"),
                 group.create_task(lasting("retention", self.retention.run, self.clock), name="retention"),
                 group.create_task(prove_life(self.notifier, self.passes.stuck, self._status), name="life"),
             ]

@@ -104,17 +104,27 @@ class Retention(_Part):
     chain and proposals are never pruned.
 
     `messages_days` is for messages that were consumed or read, `turns_days` for turns that ended. Transcripts
-    go before their time when events.db holds more than `history_max_mib`.
+    go before their time when events.db holds more than `history_max_mib`. Figures are rolled up to hours
+    after `stats_raw_days`.
     """
 
     events_days: Days = 90
     transcripts_days: Days = 30
     build_logs_days: Days = 90
     stats_days: Days = 90
+    stats_raw_days: Days = 14
     messages_days: Days = 30
     turns_days: Days = 30
     questions_days: Days = 90
     history_max_mib: Annotated[int, Field(ge=64, le=16 * 1024 * 1024)] = 20 * 1024
+
+
+class Metrics(_Part):
+    """Statistics: how often levels (memory, notes, inbox) are sampled, and the file with the token by which a
+    monitor may read /metrics without a login (none: it may not)."""
+
+    sample_s: Annotated[float, Field(ge=5, le=3600)] = 60.0
+    token_file: str | None = None
 
 
 class Config(_Part):
@@ -138,6 +148,7 @@ class Config(_Part):
     retention: Retention = Retention()
     loops: Loops = Loops()
     sessions: Sessions = Sessions()
+    metrics: Metrics = Metrics()
     parallel_builds: Annotated[int, Field(ge=1, le=64)] = 2
 
 

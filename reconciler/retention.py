@@ -18,7 +18,7 @@ from reconciler.control import models as api
 from reconciler.effects.protocols import Clock
 from reconciler.errors import HiveError
 from reconciler.model.instants import micros, stamp_or_none
-from reconciler.store import pruning
+from reconciler.store import pruning, statsroll
 from reconciler.store.db import Database, StatementError, Store
 from reconciler.store.pruning import Rule
 
@@ -120,7 +120,6 @@ class Retention:
             "events": self._bounds.events_days,
             "transcript": self._bounds.transcripts_days,
             "build_log": self._bounds.build_logs_days,
-            "stats": self._bounds.stats_days,
         }
         needed = {
             "transcript": await pruning.open_turns(self._store.state),
@@ -129,7 +128,27 @@ class Retention:
         for name, rule in pruning.HISTORY.items():
             before = await self._before(days[name])
             await self._table(self._store.events, rule, before, done, needed.get(name, ()))
+        await self._figures(done)
         await self._cap(done)
+
+    async def _figures(self, done: Run) -> None:
+        """Rows of figures become hours, and hours go."""
+        events = self._store.events
+        hours = await self._before(self._bounds.stats_days)
+        rows = statsroll.hour_of(await self._before(self._bounds.stats_raw_days))
+        place = statsroll.FIRST
+        while (found := await statsroll.following(events, place)) is not None:
+            place = found
+            for _ in range(WINDOWS_MAX):
+                async with events.transaction() as tx:
+                    rolled = await statsroll.roll(tx, place, rows_before=rows, hours_before=hours)
+                done.add("stats", rolled.rows)
+                done.add("stats_hours", rolled.hours)
+                if not rolled.more:
+                    break
+                await self._clock.sleep(PAUSE_S)
+        async with events.transaction() as tx:
+            await statsroll.forget_tools(tx, hours)
 
     async def _before(self, days: int) -> int:
         """Rows older than this instant may go: never one as young as what waits to be copied."""

@@ -219,6 +219,18 @@ class Budgets(Protocol):
     async def raise_today(self, actor: Actor, scope: str, request: api.RaiseBudget) -> api.Budget: ...
 
 
+class Stats(Protocol):
+    """Figures of agents and of the hive."""
+
+    async def query(
+        self, *, agent: str | None, since: str, until: str | None, keys: str | None, points: int, by: str
+    ) -> api.Stats: ...
+    async def metrics(self) -> api.MetricList: ...
+    async def scrape(self, request: api.Scrape) -> api.MetricList:
+        """`metrics` for who knows the token of the host's configuration."""
+        ...
+
+
 class Backups(Protocol):
     """The hive as one file."""
 
@@ -252,3 +264,4 @@ class Services:
     backups: Backups
     doctor: Doctor
     budgets: Budgets
+    stats: Stats

@@ -21,6 +21,7 @@ from reconciler.errors import AgentError, TemporaryError
 from reconciler.model.instants import micros
 from reconciler.model.names import OPERATOR, AgentName
 from reconciler.model.states import Role
+from reconciler.stats.counting import by_party
 from reconciler.store import agents, leases, messages, turns
 from reconciler.store import events as history
 from reconciler.store.db import Row, Tx
@@ -211,7 +212,13 @@ class Turns:
     async def _begun(self, tx: Tx, row: Row) -> Told:
         found = [] if row["lease_id"] is None else await leases.messages(tx, row["lease_id"])
         ids = [message["id"] for message in found]
-        data = {"turn": row["id"], "model": row["model"], "messages": ids, "purpose": row["purpose"]}
+        data = {
+            "turn": row["id"],
+            "model": row["model"],
+            "messages": ids,
+            "purpose": row["purpose"],
+            "inbox_depth": await messages.depth(tx, row["agent"]),
+        }
         return Told(row["begun_at"], data)
 
     # --------------------------------------------------------------------------------------------------- end
@@ -241,6 +248,9 @@ class Turns:
         """End the open turn `row`."""
         agent, turn = AgentName(row["agent"]), int(row["id"])
         counted = ended.outcome in outcomes.COUNTED
+        manager = await agents.manager(tx)
+        received = by_party(await messages.by_sender(tx, turn), manager)  # before some of them go back
+        sent = by_party(await messages.by_recipient(tx, turn), manager)
         failures = 0
         for lease in await leases.of_turn(tx, turn):
             arrived = ended.leases is None or lease in ended.leases or lease == row["lease_id"]
@@ -249,7 +259,9 @@ class Turns:
             else:
                 count = await leases.give_back(tx, lease, failed=counted and arrived)
                 failures = max(failures, count if arrived else 0)
-        await turns.end(tx, turn, ended.outcome, ended.error[:ERROR_MAX])
+        depth = await messages.depth(tx, agent)
+        figures = {"received": received, "sent": sent, "inbox_depth": depth}
+        await turns.end(tx, turn, ended.outcome, ended.error[:ERROR_MAX], figures)
         if row["purpose"] == "compaction":
             await agents.want_compaction(tx, agent, wanted=False)  # one that failed is not tried for ever
         await self._park(tx, agent, turn, ended, failures)
@@ -259,7 +271,7 @@ class Turns:
             "outcome": ended.outcome,
             "error": ended.error[:ERROR_MAX],
             "duration_ms": max(0, tx.now - row["begun_at"]) // 1000,
-            "inbox_depth": await messages.depth(tx, agent),
+            "inbox_depth": depth,
         }
         await tx.emit("turn.ended", agent, **data)
         tx.after_commit(lambda: self._core.presence.turn_ended(agent, turn))

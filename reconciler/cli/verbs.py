@@ -5,6 +5,7 @@ from __future__ import annotations
 from reconciler.cli.grammar import DRY_RUN, YES, Argument, Verb, option, positional, switch, whole
 from reconciler.cli.hostverbs import HOST
 from reconciler.cli.moneyverbs import MONEY
+from reconciler.cli.verbs_stats import STATS
 
 _AGENT = positional("agent", "the agent's name")
 _PEER = positional("peer", "the other agent's name")
@@ -78,6 +79,7 @@ _HIVE = (
         "history:audit",
         (option("--before", about="only rows before this id", type=whole), _limit("rows", 50)),
     ),
+    STATS,
     *MONEY,
 )
 

@@ -177,6 +177,17 @@ class ControlClient:
         """One agent's; None: the hive's."""
         return await self._get(api.Budget, _scope(name, "budget"))
 
+    async def stats(self, **query: str | int | None) -> api.Stats:
+        """Parameters as the route has them: agent, since, until, keys, points, by."""
+        return await self._get(api.Stats, "/stats", query)
+
+    async def metrics(self) -> api.MetricList:
+        return await self._get(api.MetricList, "/metrics")
+
+    async def scrape(self, request: api.Scrape) -> api.MetricList:
+        """`metrics` by the token of the host's configuration instead of a session."""
+        return await self._post(api.MetricList, "/scrape", request)
+
     async def holds(self) -> api.HoldList:
         return await self._get(api.HoldList, "/holds")
 

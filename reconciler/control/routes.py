@@ -16,6 +16,7 @@ from reconciler.control.edge import Param
 from reconciler.control.routes_budget import BUDGET_ROUTES
 from reconciler.control.routes_care import CARE_ROUTES
 from reconciler.control.routes_lifecycle import LIFECYCLE_ROUTES
+from reconciler.control.routes_stats import STATS_ROUTES
 from reconciler.errors import OperatorError
 from reconciler.model.states import ProposalState, UserRole
 
@@ -423,6 +424,7 @@ ROUTES: tuple[Route, ...] = (
     *_TALK_ROUTES,
     *_APPROVAL_ROUTES,
     *_HISTORY_ROUTES,
+    *STATS_ROUTES,
     *_ACCOUNT_ROUTES,
     *CARE_ROUTES,
 )

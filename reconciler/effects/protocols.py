@@ -356,6 +356,18 @@ class HostFiles(Protocol):
         ...
 
 
+class Measures(Protocol):
+    """What a container uses, measured from outside."""
+
+    async def notes_bytes(self, name: AgentName) -> int | None:
+        """Size of `state/notes.md`, which is never opened nor followed; None if it is no regular file."""
+        ...
+
+    async def memory_bytes(self, leaders: Mapping[AgentName, int]) -> Mapping[AgentName, int]:
+        """Memory of the containers with these first processes (pids); those that are gone are left out."""
+        ...
+
+
 class Clock(Protocol):
     """Time, injected so that tests own it."""
 
@@ -382,6 +394,7 @@ __all__ = [
     "Git",
     "HostFiles",
     "LogSink",
+    "Measures",
     "Nix",
     "ProgressSink",
     "RawFileDiff",

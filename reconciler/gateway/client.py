@@ -171,6 +171,10 @@ class GatewayClient:
                 found[row.agent] = (tokens + counted, usd + row.usd_micro / _MICRO)
         return found
 
+    def ledger_rows(self) -> Sequence[SpendingRow]:
+        """Rows of the ledger as last told, in no order."""
+        return list(self._rows.values())
+
     async def rows(self) -> Sequence[api.Spending]:
         """Spending of the last `HISTORY_DAYS` days, the newest day first; as last known if the gateway is
         away."""

@@ -25,6 +25,11 @@ async def existing(reader: Reader) -> Sequence[Row]:
     return await reader.all("SELECT name, role FROM agents WHERE desired <> 'destroyed' ORDER BY name")
 
 
+async def names(reader: Reader) -> list[str]:
+    """Names of all agents, destroyed ones included, by name."""
+    return [row["name"] for row in await reader.all("SELECT name FROM agents ORDER BY name")]
+
+
 async def manager(reader: Reader) -> AgentName | None:
     """The hive's manager, if it has one."""
     row = await reader.one("SELECT name FROM agents WHERE role = 'manager' AND desired <> 'destroyed'")

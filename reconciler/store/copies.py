@@ -152,6 +152,9 @@ def shorten_history(path: Path, ends: Ends, since: int) -> None:
     with _open(path, write=True) as db:
         db.execute("BEGIN IMMEDIATE")
         db.execute("DELETE FROM transcript WHERE turn_id > ?", (ends.turn,))
+        db.execute("DELETE FROM stats WHERE source > ? AND key <> 'inbox_depth'", (ends.turn,))
+        db.execute("DELETE FROM stats_turns WHERE turn_id > ?", (ends.turn,))
+        db.execute("UPDATE stats_marks SET value = MIN(value, ?) WHERE name = 'turns'", (ends.turn,))
         db.execute("DELETE FROM build_log WHERE proposal_id > ?", (ends.proposal,))
         db.execute("DELETE FROM events WHERE ts >= ? AND outbox_id > ?", (since, ends.outbox))
         db.execute("COMMIT")

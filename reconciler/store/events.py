@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reconciler.store import stats
 from reconciler.store.db import Reader, Row, Tx
 
 SEQ_BEGIN = 0
@@ -192,30 +193,32 @@ async def last_contexts(reader: Reader, agents: Sequence[str]) -> Sequence[Row]:
 async def record_turn_begun(tx: Tx, agent: str, at: int, data: Mapping[str, Any]) -> None:
     """The first line of a turn, from its `turn.begun` event."""
     shown = {"model": data["model"], "messages": data["messages"]}
-    await add_lines(tx, agent, data["turn"], [Line(SEQ_BEGIN, at, "turn_begin", shown)])
+    turn = data["turn"]
+    await add_lines(tx, agent, turn, [Line(SEQ_BEGIN, at, "turn_begin", shown)])
+    if "inbox_depth" in data:  # not in what an older version left in the outbox
+        await stats.inbox_depth(tx, agent, at, data["inbox_depth"], -turn)
 
 
 async def record_turn_ended(tx: Tx, agent: str, at: int, data: Mapping[str, Any]) -> None:
-    """The last line of a turn and its figures, from its `turn.ended` event; once."""
-    turn = data["turn"]
+    """The last line of a turn, from its `turn.ended` event; its figures are `reconciler.stats.recorder`'s."""
     shown = {key: data[key] for key in ("outcome", "error", "duration_ms")}
-    if not await add_lines(tx, agent, turn, [Line(SEQ_END, at, "turn_end", shown)]):
-        return
-    row = await tx.one("SELECT COUNT(*) AS n FROM transcript WHERE turn_id = ? AND kind = 'tool_call'", turn)
-    good = data["outcome"] == "ok"
-    figures = {
-        "turn_duration_s": data["duration_ms"] / 1000,
-        "tool_calls": row["n"] if row else 0,
-        "inbox_depth": data["inbox_depth"],
-        "exit_ok" if good else "exit_failure": 1,
-    }
-    for key, value in figures.items():
-        await tx.run("INSERT INTO stats (agent, ts, key, value) VALUES (?, ?, ?, ?)", agent, at, key, value)
+    await add_lines(tx, agent, data["turn"], [Line(SEQ_END, at, "turn_end", shown)])
+
+
+async def _record_sent(tx: Tx, agent: str | None, at: int, data: Mapping[str, Any]) -> None:
+    if agent is not None and "inbox_depth" in data:
+        await stats.inbox_depth(tx, agent, at, data["inbox_depth"], data["message"])
+
+
+async def _record_started(tx: Tx, agent: str, at: int, _: Mapping[str, Any]) -> None:
+    await stats.started(tx, agent, at)
 
 
 PROJECTIONS: Mapping[str, Callable[[Tx, str, int, Mapping[str, Any]], Awaitable[None]]] = {
     "turn.begun": record_turn_begun,
     "turn.ended": record_turn_ended,
+    "message.sent": _record_sent,
+    "agent.started": _record_started,
 }
 """What else follows from an event, written with its copy: repairs what a crash kept from being written."""
 

@@ -122,3 +122,18 @@ async def end_nap(tx: Tx, name: str) -> None:
         "parked_reason = '' WHERE name = ?",
         name,
     )
+
+
+async def waiting(db: Database) -> dict[str, int]:
+    """How many messages wait for each agent, those under a lease not counted; none for whom none does."""
+    rows = await db.all(
+        "SELECT a.name, COUNT(*) AS n FROM agents a CROSS JOIN messages m ON m.recipient = a.name "
+        "AND m.state = 'queued' GROUP BY a.name"
+    )
+    return {row["name"]: int(row["n"]) for row in rows}
+
+
+async def pending(db: Database) -> int:
+    """How many proposals wait for a decision."""
+    row = await db.one("SELECT COUNT(*) AS n FROM proposals WHERE state = 'pending'")
+    return int(row["n"]) if row else 0

@@ -58,9 +58,11 @@ async def add(tx: Tx, new: NewMessage) -> int:
     )
     if new.urgent:
         await agents.end_nap(tx, new.recipient)
-    about = None if new.recipient == OPERATOR else new.recipient
+    about, more = None, {}
+    if new.recipient != OPERATOR:
+        about, more = new.recipient, {"inbox_depth": await depth(tx, new.recipient)}
     await tx.emit(
-        "message.sent", about, message=done.row_id, sender=new.sender, to=new.recipient, type=new.kind
+        "message.sent", about, message=done.row_id, sender=new.sender, to=new.recipient, type=new.kind, **more
     )
     return done.row_id
 
@@ -106,6 +108,24 @@ async def pair_depth(reader: Reader, sender: str, recipient: str) -> int:
         recipient,
         sender,
     )
+
+
+async def by_sender(reader: Reader, turn: int) -> dict[str, int]:
+    """How many messages that turn has in its leases or has consumed, by who sent them."""
+    rows = await reader.all(
+        "SELECT m.sender AS name, COUNT(*) AS n FROM leases l JOIN messages m ON m.lease_id = l.id "
+        "WHERE l.turn_id = ? GROUP BY 1",
+        turn,
+    )
+    return {row["name"]: int(row["n"]) for row in rows}
+
+
+async def by_recipient(reader: Reader, turn: int) -> dict[str, int]:
+    """How many messages were sent during that turn, by who gets them."""
+    rows = await reader.all(
+        "SELECT recipient AS name, COUNT(*) AS n FROM messages WHERE turn_id = ? GROUP BY 1", turn
+    )
+    return {row["name"]: int(row["n"]) for row in rows}
 
 
 async def due(reader: Reader, recipient: str, limit: int, now: int) -> Sequence[Row]:

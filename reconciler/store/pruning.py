@@ -54,7 +54,6 @@ HISTORY: Mapping[str, Rule] = {
         "transcript", "at", f"turn_id NOT IN (SELECT value FROM json_each(?4)) AND NOT ({_NEWEST_CONTEXT})"
     ),
     "build_log": Rule("build_log", "at", "proposal_id NOT IN (SELECT value FROM json_each(?4))"),
-    "stats": Rule("stats", "ts", "true", key="rowid"),
 }
 """Of events.db. Needed are for `transcript` open turns, for `build_log` proposals. The newest state and
 context of each agent stay: they are what is shown of it after a restart of hived."""

@@ -69,14 +69,15 @@ async def begin(
     return done.row_id
 
 
-async def end(tx: Tx, turn: int, outcome: str, error: str) -> None:
-    """Close an open turn."""
+async def end(tx: Tx, turn: int, outcome: str, error: str, figures: Mapping[str, object]) -> None:
+    """Close an open turn; `figures`: what was counted of it, for statistics."""
     await tx.run(
-        "UPDATE turns SET state = 'ended', outcome = ?, error = ?, ended_at = ? "
+        "UPDATE turns SET state = 'ended', outcome = ?, error = ?, ended_at = ?, figures = ? "
         "WHERE id = ? AND state = 'open'",
         outcome,
         error,
         tx.now,
+        json.dumps(figures, separators=(",", ":"), sort_keys=True),
         turn,
     )
 

@@ -19,6 +19,7 @@ BODIES: dict[str, Any] = {
     "Login": {"token": "tok"},
     "NapAgent": {"seconds": 60},
     "DecideLoop": {"deliver": True},
+    "Scrape": {"token": "right"},
 }
 
 

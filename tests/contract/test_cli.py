@@ -51,6 +51,8 @@ READS = {
     "budget": "/v1/budgets",
     "budget scout": "/v1/agents/scout/budget",
     "budget --hive": "/v1/budget",
+    "stats": "/v1/stats",
+    "stats scout --since 7d --keys exit_ok": "/v1/stats?agent=scout&since=7d&keys=exit_ok",
     "users": "/v1/users",
     "sessions": "/v1/sessions",
 }

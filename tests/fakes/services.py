@@ -554,6 +554,47 @@ class FakeEvents:
 
 
 @dataclass
+class FakeStats:
+    """One figure of scout over two minutes; the last question and its parameters in `asked`."""
+
+    asked: dict[str, object] = field(default_factory=dict)
+
+    async def query(
+        self, *, agent: str | None, since: str, until: str | None, keys: str | None, points: int, by: str
+    ) -> api.Stats:
+        self.asked = {
+            "agent": agent, "since": since, "until": until, "keys": keys, "points": points, "by": by
+        }  # fmt: skip
+        one = api.StatSeries(
+            agent=agent,
+            key="exit_ok",
+            unit="turns",
+            aggregate="sum",
+            told_by="host",
+            meaning="turns that ended well at once",
+            values=[3, None],
+            total=3,
+        )
+        return api.Stats(
+            since="2026-03-01T00:00:00.000Z",
+            until="2026-03-01T00:02:00.000Z",
+            bucket_s=60,
+            times=["2026-03-01T00:00:00.000Z", "2026-03-01T00:01:00.000Z"],
+            series=[one],
+        )
+
+    async def metrics(self) -> api.MetricList:
+        sample = api.Sample(labels={"agent": "scout", "outcome": 'o"k'}, value=3)
+        one = api.Metric(name="hyperhive_turns_total", kind="counter", help="Turns.", samples=[sample])
+        return api.MetricList(items=[one])
+
+    async def scrape(self, request: api.Scrape) -> api.MetricList:
+        if request.token != "right":
+            raise OperatorError("that is not the token", code="unauthenticated")
+        return await self.metrics()
+
+
+@dataclass
 class FakeBackups:
     """A small archive that is real. `fail_after`: what goes wrong once the header is out."""
 
@@ -647,6 +688,7 @@ class FakeServices:
     backups: FakeBackups = field(default_factory=FakeBackups)
     doctor: FakeDoctor = field(default_factory=FakeDoctor)
     budgets: FakeBudgets = field(default_factory=FakeBudgets)
+    stats: FakeStats = field(default_factory=FakeStats)
 
     def bundle(self) -> Services:
         return Services(
@@ -659,4 +701,5 @@ class FakeServices:
             self.backups,
             self.doctor,
             self.budgets,
+            self.stats,
         )

@@ -28,6 +28,7 @@ from reconciler.notify import Notifier
 from reconciler.services import Actor
 from reconciler.store.db import Store
 from tests.fakes.git import FakeGit
+from tests.fakes.measures import FakeMeasures
 from tests.fakes.nix import FakeNix
 from tests.integration.containers_kit import Yard, needs_containers
 
@@ -50,7 +51,13 @@ class Hive:
     async def hived(self) -> AsyncIterator[Hived]:
         """One hived process's worth of it, from its start to its orderly end."""
         effects = Effects(
-            self.yard.driver(), self.nix, self.git, self.yard.files, SystemClock(), lambda: None
+            self.yard.driver(),
+            self.nix,
+            self.git,
+            self.yard.files,
+            SystemClock(),
+            lambda: None,
+            FakeMeasures(),
         )
         alone = Supervisor(Notifier.from_environment({}), {})
         hived, stop = Hived(self.yard.config, self.store, effects, alone), asyncio.Event()

@@ -31,6 +31,7 @@ from reconciler.store.messages import NewMessage
 from tests.fakes.clock import VirtualClock
 from tests.fakes.containers import FakeContainers
 from tests.fakes.hostfiles import FakeHostFiles
+from tests.fakes.measures import FakeMeasures
 from tests.fakes.nix import FakeNix
 from tests.fakes.unixhttp import Answer, Api
 from tests.integration.hostile import NOBODY
@@ -147,7 +148,7 @@ async def world(place: Path) -> AsyncIterator[World]:
     )  # fmt: skip
     clock, git = VirtualClock(), GitRepositories(state, Quarantine(state / "quarantine", NOBODY))
     store = await Store.open(state, now=clock.now)
-    effects = Effects(FakeContainers(), FakeNix(), git, FakeHostFiles(), clock, git.close)
+    effects = Effects(FakeContainers(), FakeNix(), git, FakeHostFiles(), clock, git.close, FakeMeasures())
     hived = Hived(config, store, effects, Supervisor(Notifier.from_environment({}), {}))
     (place / "run").mkdir()
     await hived.control.start()

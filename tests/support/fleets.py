@@ -20,6 +20,7 @@ from tests.fakes.containers import FakeContainers
 from tests.fakes.faults import Faults
 from tests.fakes.git import FakeGit
 from tests.fakes.hostfiles import FakeHostFiles
+from tests.fakes.measures import FakeMeasures
 from tests.fakes.nix import FakeNix
 
 FIRST_BASE = 1_048_576
@@ -126,6 +127,7 @@ class Fleet:
             self.files,
             SystemClock(),
             lambda: None,
+            FakeMeasures(),
         )
         return Hived(self.config, self.store, effects, Supervisor(Notifier(), {}))
 

@@ -23,6 +23,7 @@ from reconciler.services import Actor
 from reconciler.store.db import Store
 from tests.fakes.containers import Start
 from tests.fakes.faults import Faults
+from tests.fakes.measures import FakeMeasures
 from tests.fakes.nix import FakeNix
 from tests.integration.containers_kit import FIRST_BASE, GREETER, Yard
 from tests.support.fleets import Fleet, name_of
@@ -177,7 +178,13 @@ class MixedFleet(Fleet):
         real = self.yard.systemd() if self.driver == "systemd" else self.yard.driver()
         mixed = MixedContainers(real, self.containers, self.is_real)
         effects = Effects(
-            containers or mixed, self.nix, self.git, self.yard.files, SystemClock(), lambda: None
+            containers or mixed,
+            self.nix,
+            self.git,
+            self.yard.files,
+            SystemClock(),
+            lambda: None,
+            FakeMeasures(),
         )
         return Hived(self.config, self.store, effects, Supervisor(Notifier.from_environment({}), {}))
 

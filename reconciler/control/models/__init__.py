@@ -48,6 +48,9 @@ Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`.
 | GET /v1/spending | - | SpendingList | viewer |
 | GET /v1/budgets · GET /v1/budget · GET /v1/agents/{name}/budget | - | BudgetList · Budget | viewer |
 | POST /v1/budget/raise · POST /v1/agents/{name}/budget/raise | RaiseBudget | Budget | operator |
+| GET /v1/stats?agent&since&until&keys&points&by | - | Stats | viewer |
+| GET /v1/metrics | - | MetricList | viewer |
+| POST /v1/scrape | Scrape | MetricList | nobody, ui.sock only |
 | GET /v1/backup/plan | - | BackupPlan | operator, control.sock only |
 | GET /v1/backup?state | - | application/x-tar, see reconciler.backup.format | operator, control.sock only |
 | GET /v1/doctor · POST /v1/doctor/repair | - | Health | operator, control.sock only |
@@ -62,4 +65,5 @@ from reconciler.control.models.approvals import *
 from reconciler.control.models.base import *
 from reconciler.control.models.care import *
 from reconciler.control.models.history import *
+from reconciler.control.models.stats import *
 from reconciler.control.models.talk import *

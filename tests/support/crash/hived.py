@@ -34,6 +34,7 @@ from reconciler.errors import DiskFullError
 from reconciler.gateway import client
 from reconciler.passes import loop
 from reconciler.store.db import Database, Tx, Written
+from tests.fakes.measures import FakeMeasures
 from tests.fakes.stored import FileContainers, FileNix
 from tests.integration.nix_kit import BUILD_USER
 from tests.support.crash.points import Fault, Pointed, Points
@@ -114,6 +115,7 @@ def main(directory: Path, faults: Sequence[Fault], hello_s: float) -> None:
             host_files=cast(HostFiles, pointed(RealHostFiles(config), "hostfiles")),
             clock=SystemClock(),
             close=repositories.close,
+            measures=FakeMeasures(),
         )
 
     asyncio.run(serve(real[0] if real is not None else config_of(directory, hello_s), effects))
