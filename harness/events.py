@@ -34,9 +34,15 @@ _STDERR_LINES_MAX = 50
 class Listener:
     """Collects one turn. `last_sign` is the monotonic time of the last sign of life, `tools_running` how many
     calls of tools have no result yet, `used_tokens` and `window_tokens` the context in use as of the last
-    answer."""
+    answer. `context` is what they were before, if that is known."""
 
-    def __init__(self, emit: Emit, prompt_id: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        emit: Emit,
+        prompt_id: str,
+        clock: Callable[[], float] = time.monotonic,
+        context: tuple[int, int] | None = None,
+    ) -> None:
         self.emit = emit
         self._prompt_id = prompt_id
         self._clock = clock
@@ -48,6 +54,7 @@ class Listener:
         self.last_sign = clock()
         self.used_tokens = 0
         self.window_tokens = 0
+        self._before_tokens, self._window_before = context or (0, 0)
 
     @property
     def tools_running(self) -> int:
@@ -129,12 +136,14 @@ class Listener:
                         self.emit(
                             "note", {"text": f"the MCP server {name} did not start; its tools are missing"}
                         )
+            case "status" if data.get("status") == "compacting":
+                self.emit("compaction", {"before_tokens": self.used_tokens or self._before_tokens})
+            case "status" if data.get("compact_result") not in {None, "success"}:
+                reason = data.get("compact_error") or data["compact_result"]
+                used = self.used_tokens or self._before_tokens
+                self.emit("compaction", {"before_tokens": used, "error": str(reason)[:200]})
             case "compact_boundary":
-                told = data.get("compact_metadata") or {}
-                event = {"before_tokens": told.get("pre_tokens")}
-                if told.get("post_tokens") is not None:
-                    event["after_tokens"] = told["post_tokens"]
-                self.emit("compaction", event)
+                self._compacted(data.get("compact_metadata") or {})
             case "api_retry":
                 again = f"attempt {data.get('attempt')} of {data.get('max_retries')}"
                 status = data.get("error_status")
@@ -144,6 +153,14 @@ class Listener:
                 self.emit("note", {"text": models})
             case _:
                 pass
+
+    def _compacted(self, told: Mapping[str, Any]) -> None:
+        """The conversation is a summary from here on; what it holds now is the context in use."""
+        before, after = told.get("pre_tokens"), told.get("post_tokens")
+        event = {"before_tokens": before if isinstance(before, int) else self._before_tokens}
+        event["after_tokens"] = after if isinstance(after, int) else 0
+        self.emit("compaction", event)
+        self.used_tokens = event["after_tokens"]
 
     def _result(self, message: ResultMessage) -> bool:
         answered = message.user_message_uuids or (
@@ -159,8 +176,7 @@ class Listener:
             api_error_status=message.api_error_status,
             text=text,
         )
-        for usage in (message.model_usage or {}).values():
-            self.window_tokens = max(self.window_tokens, int(usage.get("contextWindow") or 0))
+        self.window_tokens = self._window(message.model_usage or {})
         data: dict[str, Any] = {
             "is_error": message.is_error,
             "subtype": message.subtype,
@@ -176,6 +192,15 @@ class Listener:
         self.emit("result", data)
         return True
 
+    def _window(self, usage: Mapping[str, Any]) -> int:
+        """The window of the model that answered. The CLI names all models of the session, those of before a
+        switch, too; nothing of its own answered when it compacted."""
+        windows = {name: int(one.get("contextWindow") or 0) for name, one in usage.items()}
+        own = [size for name, size in windows.items() if _same_model(name, self._model)]
+        if own or not self._window_before:
+            return max(own or windows.values(), default=0)
+        return self._window_before
+
     def _uses_model(self, model: str) -> None:
         if model and model != self._model:
             self._model = model
@@ -188,6 +213,11 @@ class Listener:
         used = sum(value for key in keys if isinstance(value := usage.get(key), int))
         if used:
             self.used_tokens = used
+
+
+def _same_model(one: str, other: str) -> bool:
+    """Whether two ids mean one model: the longer one may add a date, or how long its window is."""
+    return bool(one and other) and (one.startswith(other) or other.startswith(one))
 
 
 def _text_of(content: object) -> str:

@@ -9,13 +9,18 @@ import importlib
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from harness.buffer import Emit
+from harness.compaction import NotesOnly, can_write, take_notes
 from harness.config import Config, agent_environment, cli_environment
 from harness.forward import Forwarder
 from harness.link import Link, LinkError
-from harness.policy.engine import Policy
+from harness.notes import SYSTEM_PROMPT, NotesFile, NotesKeeper
+from harness.outcomes import Verdict
+from harness.policy.engine import Policy, Rules
 from harness.programs import AgentPrograms, ProgramError
 from harness.prompts import system_prompt
 from harness.spec import AgentSpec
@@ -67,7 +72,11 @@ class Life:
         self._trees = Trees(welcome.agent, config.config, config.agents, self._programs, self._link.bundle)
         self._policy = Policy(self._spec.rules(welcome.role, config), self._resolve)
         self._forwarder = Forwarder(config.model_socket, self._heard_model)
+        self._notes = NotesKeeper(NotesFile(self._programs))
+        self._no_tools = Policy(Rules(), self._resolve)
+        self._narrowed: NotesOnly | None = None
         self._session: Session | None = None
+        self._second: Session | None = None
         self._turns: TurnLoop | None = None
 
     async def work(self) -> None:
@@ -150,6 +159,40 @@ class Life:
         """Share of the context window at which the conversation is summed up."""
         return self._spec.compact.atTokens
 
+    def has_conversation(self) -> bool:
+        """Whether anything was said in this session."""
+        return self._session is not None and self._session.settings.resume
+
+    async def take_notes(self, emit: Emit) -> None:
+        """A short turn before the conversation is summed up."""
+        assert self._session is not None, "the turn loop has one"
+        await take_notes(self._session, self._notes_only, emit, max_bytes=self._spec.notes.maxBytes)
+
+    @contextlib.contextmanager
+    def _notes_only(self, enough: Callable[[], Awaitable[None]]) -> Iterator[bool]:
+        self._narrowed = NotesOnly(self._policy, enough)
+        try:
+            yield can_write(self._spec.built_in_tools())
+        finally:
+            self._narrowed = None
+
+    async def notes_are_due(self) -> bool:
+        """Whether the notes outgrow their limit; asked once after each turn."""
+        return await self._notes.due(self._spec.notes.maxBytes)
+
+    async def rewrite_notes(self, emit: Emit) -> Verdict:
+        """One try, in a second session that is gone afterwards."""
+        second = self._second = self._second_session()
+        try:
+            return await self._notes.rewrite(second, emit, self._spec.notes.maxBytes)
+        finally:
+            self._second = None
+
+    async def interrupt(self) -> None:
+        """Ends what goes on beside the conversation."""
+        if self._second is not None:
+            await self._second.interrupt()
+
     # parts
 
     def _settings(self) -> Settings:
@@ -172,8 +215,31 @@ class Life:
             self._settings(),
             cli=self._config.cli,
             environment=cli_environment(self._welcome.agent, self._config),
-            policy=lambda: self._policy,
+            policy=lambda: self._narrowed or self._policy,
             tools=self._tools,
+            sweep=self._programs.kill_all,
+            stall_s=self._config.stall_s,
+            tool_stall_s=self._config.tool_stall_s,
+        )
+
+    def _second_session(self) -> Session:
+        """For one question beside the conversation: no tools, no memory, no thinking, a cheap model. The
+        first one's CLI is closed meanwhile."""
+        from harness.session import Session, Settings
+
+        return Session(
+            Settings(
+                session_id=str(uuid.uuid4()),
+                resume=False,
+                model=self._spec.cheap_model(self._welcome.model),
+                system_prompt=SYSTEM_PROMPT,
+                tools=(),
+                kept=False,
+            ),
+            cli=self._config.cli,
+            environment={**cli_environment(self._welcome.agent, self._config), "MAX_THINKING_TOKENS": "0"},
+            policy=lambda: self._no_tools,
+            tools=tuple,
             sweep=self._programs.kill_all,
             stall_s=self._config.stall_s,
             tool_stall_s=self._config.tool_stall_s,

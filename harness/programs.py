@@ -45,14 +45,15 @@ class AgentPrograms:
         cwd: Path | str = "/",
         deadline_s: float = 30.0,
         output_max: int = 1 << 20,
+        stdin: bytes = b"",
     ) -> bytes:
-        """The program's standard output, at most `output_max` bytes. Raises `ProgramError`; on cancellation
-        it is killed."""
+        """The program's standard output, at most `output_max` bytes; it reads `stdin`. Raises `ProgramError`;
+        on cancellation it is killed."""
         async with self._sweeping:
             self._running += 1
             self._none_running.clear()
         try:
-            return await self._run(self._prefix, argv, cwd, deadline_s, output_max)
+            return await self._run(self._prefix, argv, cwd, deadline_s, output_max, stdin)
         finally:
             self._running -= 1
             if self._running == 0:
@@ -74,13 +75,19 @@ class AgentPrograms:
                 await self._run(_AS_AGENT, ["/bin/sh", "-c", "kill -9 -1"], "/", 10.0, 4096)
 
     async def _run(
-        self, prefix: Sequence[str], argv: Sequence[str], cwd: Path | str, deadline_s: float, output_max: int
+        self,
+        prefix: Sequence[str],
+        argv: Sequence[str],
+        cwd: Path | str,
+        deadline_s: float,
+        output_max: int,
+        stdin: bytes = b"",
     ) -> bytes:
         process = await asyncio.create_subprocess_exec(
             *prefix,
             *("env", "-C", str(cwd)),  # the agent itself goes to the folder: container root may not enter it
             *argv,
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=self._environment,
@@ -89,6 +96,7 @@ class AgentPrograms:
         assert process.stdout is not None
         assert process.stderr is not None
         errors = asyncio.create_task(_tail(process.stderr))
+        feeding = asyncio.create_task(_feed(process.stdin, stdin))
         try:
             async with asyncio.timeout(deadline_s):
                 output = await _bounded(process.stdout, output_max)
@@ -100,6 +108,7 @@ class AgentPrograms:
             raise ProgramError(f"{argv[0]} wrote more than {output_max} bytes") from None
         finally:
             errors.cancel()
+            feeding.cancel()
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
@@ -107,6 +116,14 @@ class AgentPrograms:
         if status != 0:
             raise ProgramError(f"{argv[0]} failed ({status}): {tail.strip()[-600:] or 'no message'}")
         return output
+
+
+async def _feed(stream: asyncio.StreamWriter | None, data: bytes) -> None:
+    if stream is not None:
+        with contextlib.suppress(OSError):  # a program need not read it
+            stream.write(data)
+            await stream.drain()
+            stream.close()
 
 
 async def _bounded(stream: asyncio.StreamReader, limit: int) -> bytes:

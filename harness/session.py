@@ -33,9 +33,9 @@ from claude_agent_sdk import (
 from claude_agent_sdk.types import McpStdioServerConfig
 
 from harness.buffer import Emit
+from harness.compaction import Decider
 from harness.events import Listener
 from harness.outcomes import Facts
-from harness.policy.engine import Policy
 from harness.spec import McpServer
 from harness.tools import Tool
 
@@ -60,7 +60,7 @@ class Settings:
     """What a session is made of. A change of any field but `model` and `resume` needs a new CLI.
 
     `resume` says whether the session id exists already; `servers` are further MCP servers as the CLI's own
-    configuration names them.
+    configuration names them; `kept`: the conversation is written down, so that it can be resumed.
     """
 
     session_id: str
@@ -69,6 +69,7 @@ class Settings:
     system_prompt: str
     tools: tuple[str, ...]
     servers: Mapping[str, McpServer] = field(default_factory=dict)
+    kept: bool = True
 
     def needs_new_cli(self, other: Settings) -> bool:
         return replace(self, model="", resume=False) != replace(other, model="", resume=False)
@@ -105,7 +106,7 @@ class Session:
         *,
         cli: Path,
         environment: Mapping[str, str],
-        policy: Callable[[], Policy],
+        policy: Callable[[], Decider],
         tools: Callable[[], Sequence[Tool]],
         sweep: Sweeper,
         stall_s: float,
@@ -155,7 +156,7 @@ class Session:
         the CLI.
         """
         prompt_id = str(uuid.uuid4())
-        turn = _Turn(Listener(emit, prompt_id, self._clock))
+        turn = _Turn(Listener(emit, prompt_id, self._clock, self.context))
         self._turn = turn
         try:
             try:
@@ -247,8 +248,9 @@ class Session:
         own = [
             SdkMcpTool(tool.name, tool.description, dict(tool.schema), tool.call) for tool in self._tools()
         ]
-        server = create_sdk_mcp_server("hyperhive", tools=own)
-        servers: dict[str, McpServerConfig] = {"hyperhive": server}
+        servers: dict[str, McpServerConfig] = {}
+        if own:
+            servers["hyperhive"] = create_sdk_mcp_server("hyperhive", tools=own)
         for name, config in settings.servers.items():
             servers[name] = McpStdioServerConfig(
                 type="stdio", command=config.command, args=list(config.args), env=dict(config.env)
@@ -266,7 +268,10 @@ class Session:
             mcp_servers=servers,
             hooks={"PreToolUse": [HookMatcher(hooks=[self._decide], timeout=_HOOK_S, on_failure="block")]},
             # without this, a resumed session keeps the system prompt it began with
-            extra_args={"system-prompt-snapshot": "off"},
+            extra_args={
+                "system-prompt-snapshot": "off",
+                **({} if settings.kept else {"no-session-persistence": None}),
+            },
             max_buffer_size=_MESSAGE_MAX_BYTES,
             stderr=self._hear_stderr,
             settings=_SETTINGS,

@@ -35,14 +35,21 @@ class _Compact(_Part):
     atTokens: float = 0.75  # noqa: N815 - the option's name
 
 
+class _Notes(_Part):
+    maxBytes: int = 32768  # noqa: N815 - the option's name
+
+
 class AgentSpec(_Part):
-    """Shell patterns, built-in tools, further MCP servers, and the share of the window at which to
-    compact."""
+    """Shell patterns, built-in tools, further MCP servers, the share of the window at which to compact, and
+    how long the notes may grow."""
 
     bash: _Bash = _Bash()
     tools: _Tools = _Tools()
     mcpServers: dict[str, McpServer] = {}  # noqa: N815 - the option's name
     compact: _Compact = _Compact()
+    notes: _Notes = _Notes()
+    model: str = ""
+    models: list[str] = []
 
     def rules(self, role: str, config: Config) -> Rules:
         """What the policy decides by."""
@@ -56,6 +63,10 @@ class AgentSpec(_Part):
                 f"mcp__{key}__{tool}" for key, one in self.mcpServers.items() for tool in one.allow
             ),
         )
+
+    def cheap_model(self, active: str) -> str:
+        """The model for work beside the conversation: a haiku if the spec names one, else that in use."""
+        return next((name for name in (self.model, *self.models) if "haiku" in name), active)
 
     def built_in_tools(self) -> tuple[str, ...]:
         """What the CLI offers to the model: the shell only if some command is allowed."""

@@ -17,17 +17,23 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from harness.buffer import Emit, EventBuffer
+from harness.compaction import Watched
 from harness.link import POLL_S, Link, LinkError
 from harness.outcomes import Facts, Verdict, classify
 from harness.prompts import wake_prompt
 from harness.sender import EventSender
-from harness.wire import Directive, Inbox, TurnBegun, Welcome
+from harness.wire import Directive, Inbox, Purpose, TurnBegun, Welcome
 
 log = logging.getLogger(__name__)
 
 _MESSAGES_MAX = 10
 _STOP_S = 2.0
 _FAREWELL_S = 1.0
+_TOO_LONG = (
+    "the conversation is too long for the model, also after it was summed up. The messages are kept: "
+    "`/new-session` (`hive new-session NAME`) begins a fresh conversation, which gets them; notes and files "
+    "stay."
+)
 
 
 class Runner(Protocol):
@@ -50,6 +56,11 @@ class Between(Protocol):
     async def take_welcome(self, welcome: Welcome) -> None: ...
     async def refresh_trees(self) -> None: ...
     def compact_at(self) -> float: ...
+    def has_conversation(self) -> bool: ...
+    async def take_notes(self, emit: Emit) -> None: ...
+    async def notes_are_due(self) -> bool: ...
+    async def rewrite_notes(self, emit: Emit) -> Verdict: ...
+    async def interrupt(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -117,6 +128,8 @@ class TurnLoop:
         self._cancelled = False
         self._last_turn = 0
         self._told_resident = False
+        self._look_at_notes = False
+        self._compacted_at: tuple[int, int] | None = None
         link.is_resident = lambda: session.is_open
         self._out_of_turn = asyncio.Event()
         self._out_of_turn.set()
@@ -155,8 +168,12 @@ class TurnLoop:
         if not self._out_of_turn.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_STOP_S + _FAREWELL_S):
-                    await self._session.interrupt()
+                    await self._interrupt()
                     await self._out_of_turn.wait()
+
+    async def _interrupt(self) -> None:
+        await self._session.interrupt()
+        await self._between.interrupt()
 
     async def obey(self, order: Directive) -> None:
         """Takes one order of the host: a cancel at once, the others between turns."""
@@ -164,7 +181,7 @@ class TurnLoop:
             turn = order.data.get("turn")
             if turn is None or turn == self._link.turn:
                 self._cancelled = True  # also for a turn whose session is still being made ready
-                await self._session.interrupt()
+                await self._interrupt()
         else:
             self.orders.take(order)
 
@@ -200,19 +217,28 @@ class TurnLoop:
         if orders.repos:
             orders.repos = False
             await self._between.refresh_trees()
-        used, window = self._session.context or (0, 0)
-        if window and used >= self._between.compact_at() * window:
-            orders.compact = True
-        if orders.compact:
+        if orders.compact or self._is_full():
             orders.compact = False
-            self._session.context = None
-            await self._compact()
+            self._compacted_at = self._session.context
+            await self._extra("compaction", self._sum_up)
+        if self._look_at_notes:
+            self._look_at_notes = False
+            if await self._between.notes_are_due():
+                await self._session.close()  # there is one seat, and one CLI in it
+                await self._extra("notes", self._between.rewrite_notes)
+                self._look_at_notes = False
         if orders.park is not None:
             after, orders.park = orders.park, None
             if after >= self._last_turn:
                 await self._session.close()
                 self._told_resident = True  # whatever the host thinks, it is answered
         await self._tell_parked()
+
+    def _is_full(self) -> bool:
+        """Whether the context is beyond the agent's watermark, and that is news."""
+        used, window = self._session.context or (0, 0)
+        beyond = window > 0 and used >= self._between.compact_at() * window
+        return beyond and self._session.context != self._compacted_at
 
     async def _tell_parked(self) -> None:
         """Gives the seat back when there is no CLI any more. Should it get lost, the next hello tells."""
@@ -237,18 +263,30 @@ class TurnLoop:
             return
         await self._turn(begun, lambda emit: self._converse(wake_prompt(self._agent, inbox), emit))
 
-    async def _compact(self) -> None:
-        """A turn of its own, in which the CLI sums the conversation up."""
+    async def _extra(self, purpose: Purpose, work: Callable[[Emit], Awaitable[Verdict]]) -> None:
+        """A turn without messages."""
         try:
-            begun = await self._link.begin_turn(None, uuid.uuid4().hex, "compaction")
+            begun = await self._link.begin_turn(None, uuid.uuid4().hex, purpose)
         except LinkError as error:
-            log.warning("beginning a compaction: %s", error)
+            log.warning("beginning a turn for %s: %s", purpose, error)
             return
-        await self._turn(begun, self._sum_up)
+        await self._turn(begun, work)
 
     async def _sum_up(self, emit: Emit) -> Verdict:
+        """The agent notes what it must keep, then the CLI sums the conversation up."""
+        if not self._between.has_conversation():
+            emit("note", {"text": "there is no conversation to sum up"})
+            return Verdict("ok")
+        if not self._cancelled:
+            await self._between.take_notes(emit)
         emit("prompt", {"text": "/compact"})
-        return await self._judged("/compact", emit, command=True)
+        return (await self._compact(emit))[0]
+
+    async def _compact(self, emit: Emit) -> tuple[Verdict, bool]:
+        """The CLI's own command: the verdict, and whether the conversation is a summary now."""
+        watched = Watched(emit)
+        told = await self._judged("/compact", watched.take, command=True)
+        return watched.verdict(told), watched.done
 
     async def _converse(self, prompt: str, emit: Emit) -> Verdict:
         """The turn itself; when the conversation has grown too long, compacts and tries once more."""
@@ -257,8 +295,12 @@ class TurnLoop:
         if verdict.outcome != "prompt_too_long":
             return verdict
         emit("note", {"text": "the conversation is too long for the model: compacting, then once more"})
-        compacted = await self._judged("/compact", emit, command=True)
-        return await self._judged(prompt, emit) if compacted.outcome == "ok" else verdict
+        _, shorter = await self._compact(emit)
+        if shorter:
+            verdict = await self._judged(prompt, emit)
+        if verdict.outcome != "prompt_too_long":
+            return verdict
+        return replace(verdict, error=f"{_TOO_LONG} {verdict.error}"[:4000])
 
     async def _judged(self, prompt: str, emit: Emit, *, command: bool = False) -> Verdict:
         if self._cancelled:
@@ -272,6 +314,7 @@ class TurnLoop:
         self._link.enter_turn(begun.turn)
         self._last_turn, self._told_resident = begun.turn, True
         self._cancelled = False
+        self._look_at_notes = True
         self._out_of_turn.clear()
         buffer = EventBuffer()
         sender = EventSender(self._link, begun.turn, buffer)

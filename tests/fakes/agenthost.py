@@ -57,6 +57,7 @@ class Turn:
     leases: list[int]
     events: dict[int, wire.TurnEvent] = dataclasses.field(default_factory=dict)
     end: wire.EndTurn | None = None
+    purpose: wire.Purpose = "messages"
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The data of all events of a kind, in order."""
@@ -258,7 +259,7 @@ class FakeHost:
             if begin.lease is not None and begin.lease not in self.leases:
                 raise Refusal(404, "not-found", "no such lease")
             number = len(self.turns) + 1
-            self.turns[number] = Turn(number, begin.lease, [])
+            self.turns[number] = Turn(number, begin.lease, [], purpose=begin.purpose)
             self._keys[begin.key] = wire.TurnBegun(turn=number, model=self.told.model)
         begun = self._keys[begin.key]
         if isinstance(begun, wire.TurnBegun) and self.turns[begun.turn].end is not None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from harness.buffer import Emit
-from harness.outcomes import Facts, Result
+from harness.outcomes import Facts, Result, Verdict
 from harness.turn import Between, Runner
 from harness.wire import Welcome
 
@@ -23,6 +23,13 @@ Play = Callable[[Emit], Awaitable[Facts]]
 async def well(emit: Emit) -> Facts:
     """A turn that says a word and ends well."""
     emit("text", {"text": "done"})
+    return GOOD
+
+
+async def compacts(emit: Emit) -> Facts:
+    """What `/compact` tells when it worked."""
+    emit("compaction", {"before_tokens": 9})
+    emit("compaction", {"before_tokens": 9, "after_tokens": 2})
     return GOOD
 
 
@@ -66,6 +73,7 @@ class FakeBetween:
 
     def __init__(self, compact_at: float = 0.75) -> None:
         self.asked: list[tuple[str, str]] = []
+        self.notes_due = False
         self._compact_at = compact_at
 
     async def take_model(self, model: str) -> None:
@@ -82,6 +90,25 @@ class FakeBetween:
 
     def compact_at(self) -> float:
         return self._compact_at
+
+    def has_conversation(self) -> bool:
+        return True
+
+    async def take_notes(self, emit: Emit) -> None:
+        emit("note", {"text": "noted"})
+        self.asked.append(("take-notes", ""))
+
+    async def notes_are_due(self) -> bool:
+        due, self.notes_due = self.notes_due, False
+        return due
+
+    async def rewrite_notes(self, emit: Emit) -> Verdict:
+        emit("notes", {"before_bytes": 9, "after_bytes": 5})
+        self.asked.append(("rewrite-notes", ""))
+        return Verdict("ok")
+
+    async def interrupt(self) -> None:
+        self.asked.append(("interrupt", ""))
 
 
 def _checked(session: FakeSession, between: FakeBetween) -> tuple[Runner, Between]:

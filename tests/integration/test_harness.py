@@ -98,8 +98,10 @@ async def test_a_conversation_that_is_too_long_is_compacted_and_the_turn_tried_o
         turn = await hived.turn("second")
         assert turn.end is not None
         assert turn.end.outcome == "prompt_too_long"
-        assert len(turn.of("compaction")) == 1
+        assert len(turn.of("compaction")) == 2, "its beginning and its end"
         assert len(turn.of("result")) == 3
+        assert "/new-session" in turn.end.error
+        assert hived.host.acked == [1]
 
 
 async def test_orders_change_model_session_and_spec_from_the_next_turn_on(tmp_path: Path) -> None:
@@ -122,18 +124,6 @@ async def test_orders_change_model_session_and_spec_from_the_next_turn_on(tmp_pa
         assert "tulip" not in hived.model.said()
         assert not turn.of("policy_refusal")
         assert not turn.of("tool_result")[0]["is_error"]
-
-
-async def test_an_ordered_compaction_is_a_turn_of_its_own(tmp_path: Path) -> None:
-    summary = scenario("TEXT ONLY", {"text": "<summary>They spoke of a tulip.</summary>"})
-    async with world(tmp_path, summary, scenario(".", {"text": "fine"})) as hived:
-        await hived.turn("hello")
-        await hived.host.order("compact")
-        turn = await hived.host.ended(2)
-        assert turn.lease is None
-        assert turn.end is not None
-        assert turn.end.outcome == "ok"
-        assert len(turn.of("compaction")) == 1
 
 
 async def test_what_the_host_refuses_reaches_the_model_in_the_hosts_words(tmp_path: Path) -> None:

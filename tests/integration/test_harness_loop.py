@@ -16,7 +16,7 @@ from harness.outcomes import Facts, Verdict
 from harness.turn import Orders, TurnLoop
 from harness.wire import Agents, Directive, Done, EndTurn, Nap, Proposed, SendMessage, Sent, Welcome
 from tests.fakes.agenthost import FakeHost, Refusal, welcome
-from tests.fakes.session import GOOD, TOO_LONG, FakeBetween, FakeSession, well
+from tests.fakes.session import GOOD, TOO_LONG, FakeBetween, FakeSession, compacts, well
 
 pytestmark = pytest.mark.asyncio
 
@@ -269,12 +269,82 @@ async def test_a_prompt_that_is_too_long_is_tried_once_more_after_compacting(hos
     async def too_long(_emit: Emit) -> Facts:
         return TOO_LONG
 
-    async with looping(host, FakeSession(too_long, well, well)) as running:
+    async with looping(host, FakeSession(too_long, compacts, well)) as running:
         await host.deliver("one")
         turn = await host.ended(1)
         assert turn.end is not None
         assert turn.end.outcome == "ok"
         assert [prompt[:10] for prompt in running.session.prompts] == ["hyperhive:", "/compact", "hyperhive:"]
+
+
+async def test_a_prompt_that_stays_too_long_ends_the_turn_and_says_what_helps(host: FakeHost) -> None:
+    async def too_long(_emit: Emit) -> Facts:
+        return TOO_LONG
+
+    async with looping(host, FakeSession(too_long, compacts, too_long)) as running:
+        await host.deliver("one")
+        turn = await host.ended(1)
+        assert turn.end is not None
+        assert turn.end.outcome == "prompt_too_long"
+        assert "/new-session" in turn.end.error
+        assert len(running.session.prompts) == 3, "one retry, and no more"
+        assert host.queued or host.leases, "the message is kept"
+
+
+async def test_a_prompt_is_not_tried_again_when_nothing_was_summed_up(host: FakeHost) -> None:
+    async def too_long(_emit: Emit) -> Facts:
+        return TOO_LONG
+
+    async def fails(emit: Emit) -> Facts:
+        emit("compaction", {"before_tokens": 9})
+        emit("compaction", {"before_tokens": 9, "error": "API Error: 400 no"})
+        return GOOD  # as the CLI does it
+
+    async with looping(host, FakeSession(too_long, fails)) as running:
+        await host.deliver("one")
+        turn = await host.ended(1)
+        assert turn.end is not None
+        assert turn.end.outcome == "prompt_too_long"
+        assert running.session.prompts[1:2] == ["/compact"]
+
+
+async def test_an_order_to_park_ends_the_cli_between_turns_and_tells_so(host: FakeHost) -> None:
+    async with looping(host, FakeSession()) as running:
+        await host.deliver("one")
+        await host.ended(1)
+        await host.until(lambda: not host.leases)
+        await running.loop.obey(Directive(id=1, kind="park", data={"after": 1}))
+        await host.until(lambda: ("parked", None) in host.calls)
+        assert not running.session.is_open
+        await host.deliver("two")
+        await host.ended(2)
+        await running.loop.obey(Directive(id=2, kind="park", data={"after": 1}))
+        await host.deliver("three")
+        await host.ended(3)
+        assert running.session.closed == 1, "an order of before that turn is no order any more"
+
+
+async def test_notes_that_outgrow_their_limit_are_rewritten_in_a_turn_of_their_own(host: FakeHost) -> None:
+    async with looping(host, FakeSession()) as running:
+        running.between.notes_due = True
+        await host.deliver("one")
+        turn = await host.ended(2)
+        assert (turn.purpose, turn.lease) == ("notes", None)
+        assert turn.of("notes") == [{"before_bytes": 9, "after_bytes": 5}]
+        await host.until(lambda: ("parked", None) in host.calls)
+        assert running.session.closed == 1, "there is never more than one CLI"
+
+
+async def test_a_message_that_follows_an_order_finds_it_carried_out(host: FakeHost) -> None:
+    async with looping(host, FakeSession()) as running:
+        await host.deliver("one")
+        await host.ended(1)
+        running.loop.orders.session_id = "fresh"  # taken, and the loop not woken yet
+        await host.deliver("two")
+        await host.ended(2)
+        assert ("session", "fresh") in running.between.asked[
+            : running.between.asked.index(("model", "claude-sonnet-5"), 1)
+        ]
 
 
 async def test_a_lease_that_the_host_forgot_is_not_worked_on(host: FakeHost) -> None:
