@@ -270,13 +270,13 @@ class Life:
         if self._session is not None:
             self._session.sign_of_life()
 
-    async def _resolve(self, path: str) -> str:
-        """All links in a path followed, with the agent's own eyes: container root may not look into its
+    async def _resolve(self, paths: Sequence[str]) -> Sequence[str]:
+        """All links in paths followed, with the agent's own eyes: container root may not look into its
         folders."""
         found = await self._programs.run(
-            ["realpath", "-m", "-z", "--", path], deadline_s=3.0, output_max=65536
+            ["realpath", "-m", "-z", "--", *paths], deadline_s=3.0, output_max=1 << 20
         )
-        return found.rstrip(b"\0").decode()
+        return found.rstrip(b"\0").decode().split("\0")
 
     async def _obey(self, turns: TurnLoop) -> None:
         """Waits for the host's orders beside the turns; one that was taken is not asked for again."""

@@ -53,12 +53,14 @@ class AgentSpec(_Part):
 
     def rules(self, role: str, config: Config) -> Rules:
         """What the policy decides by."""
-        roots = [config.state, config.config, config.home, *([config.agents] if role == "manager" else [])]
+        tree = [config.state, config.config, *([config.agents] if role == "manager" else [])]
         return Rules(
             allow=tuple(self.bash.allow),
             deny=tuple(self.bash.deny),
             tools=tuple(self.tools.allow),
-            roots=tuple(str(root) for root in roots),
+            roots=tuple(str(root) for root in (*tree, config.home)),
+            work_tree=tuple(str(root) for root in tree),
+            values={"HOME": str(config.home), "TMPDIR": "/tmp"},  # noqa: S108 - the container's own tmpfs
             mcp_tools=frozenset(
                 f"mcp__{key}__{tool}" for key, one in self.mcpServers.items() for tool in one.allow
             ),

@@ -1,290 +1,344 @@
-r"""A shell text taken apart into simple commands with literal words, or refused. Pure.
+"""A shell text taken apart into the simple commands that it may run and the files that it may open. Pure.
 
-tree-sitter-bash reads the text, but it is a highlighter's grammar and not bash: it lets pass what bash would
-read differently (a carriage return or `\\ ` as a blank, for instance). So everything that is not in a short
-list of constructs is refused, every byte outside of the recognised words must be a plain blank, and Python's
-own shell lexer must come to the same words.
+Whatever can not be decided with certainty raises `Unreadable`. Loops are walked once for each value of their
+variable, branches one after another; folders are collected: a command is given with every folder in which it
+may be run.
 """
 
 from __future__ import annotations
 
+import posixpath
 import re
-import shlex
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
-import tree_sitter_bash
-from tree_sitter import Language, Node, Parser
+from harness.policy.parser import parse
+from harness.policy.syntax import (
+    Block,
+    For,
+    Glob,
+    HereDocument,
+    Literal,
+    Node,
+    Program,
+    RawWord,
+    Redirection,
+    Simple,
+    Substitution,
+    Unreadable,
+    Variable,
+)
+from harness.policy.witness import agree
+from harness.policy.words import Rest, Word
+
+__all__ = ["COMMAND_MAX_BYTES", "Command", "Opened", "Reading", "Unreadable", "read", "simple_commands"]
 
 COMMAND_MAX_BYTES = 16 * 1024
-_DEPTH_MAX = 64
-_UNCLEAN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]|[^\S \t\n]|[\ud800-\udfff]")
-_BLANK = re.compile(rb"[ \t\n]*")
-# unquoted text: nothing that bash would expand, split or take as an operator
-_PLAIN = re.compile(r"[^\s\\$`*?\[\]|&;()<>\"'!{}~]+")
-_HARMLESS_BRACES = re.compile(r"\{[A-Za-z0-9_-]*\}")
-_DESCRIPTORS = frozenset({"1", "2"})
-_SINKS = frozenset({">", ">>", "<", "&>", "&>>", ">|"})
-
-# words that bash reads as syntax even where the grammar sees a command's name
-_RESERVED = frozenset({
-    "if", "then", "else", "elif", "fi", "for", "while", "until", "do", "done", "case", "esac", "in", "select",
-    "function", "coproc", "time", "{", "}", "!", "[[", "]]", "[", "]",
+_COMMANDS_MAX = 500
+_FOLDERS_MAX = 16
+_UNCLEAN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# What changes variables: with one of these in the text, no variable's value is known. The
+# first ones run text.
+_SETTERS = frozenset({
+    "eval", "source", ".", "command", "builtin", "exec", "read", "mapfile", "readarray", "getopts",
+    "printf", "unset", "declare", "typeset", "local", "export", "readonly", "let", "set", "shift",
+    "wait", "trap", "alias", "enable", "coproc", "select",
 })  # fmt: skip
-
-_WHY = {
-    "variable_assignment": "an assignment in front of a command",
-    "variable_assignments": "an assignment",
-    "declaration_command": "export, declare and their like",
-    "unset_command": "unset",
-    "command_substitution": "a command substitution",
-    "process_substitution": "a process substitution",
-    "simple_expansion": "a variable",
-    "expansion": "a variable",
-    "arithmetic_expansion": "an arithmetic expansion",
-    "brace_expression": "a brace expansion",
-    "ansi_c_string": "a $'…' string",
-    "translated_string": 'a $"…" string',
-    "extglob_pattern": "a file-name pattern",
-    "heredoc_redirect": "a here-document",
-    "herestring_redirect": "a here-string",
-    "subshell": "a subshell ( … )",
-    "compound_statement": "a group { … }",
-    "function_definition": "a function definition",
-    "negated_command": "a negation with !",
-    "test_command": "a test [ … ]",
-    "if_statement": "if",
-    "for_statement": "a loop",
-    "c_style_for_statement": "a loop",
-    "while_statement": "a loop",
-    "case_statement": "case",
-    "&": "running in the background with &",
-}
-
-
-class Unreadable(ValueError):  # noqa: N818 - it says what it is
-    """The text is not one that can be decided; the message says why, in words for the model."""
+# What goes to another folder, or may do so
+_GOERS = frozenset({
+    "cd", "pushd", "popd", "eval", "source", ".", "command", "builtin", "exec",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One simple command: its literal words, the name first."""
+    """One simple command: its words, the name first. No words: assignments or redirections alone.
 
-    words: tuple[str, ...]
+    `assignments`: each as one word. `expanding`: a here-document with expansions goes in. `folders`: where it
+    may be run; none if that can not be known.
+    """
+
+    words: tuple[Word, ...]
+    assignments: tuple[Word, ...] = ()
+    background: bool = False
+    expanding: bool = False
+    folders: tuple[str, ...] = ()
 
 
-@cache
-def _parser() -> Parser:
-    return Parser(Language(tree_sitter_bash.language()))
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A file that a redirection opens, and the folders in which that may happen."""
+
+    path: str
+    folders: tuple[str, ...]
 
 
-def simple_commands(text: str) -> tuple[Command, ...]:
-    """All simple commands of pipelines and lists, in order; at least one. Raises `Unreadable`."""
-    raw = text.encode("utf-8", "surrogatepass")
-    if len(raw) > COMMAND_MAX_BYTES:
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All that a text may do by itself."""
+
+    commands: tuple[Command, ...]
+    opened: tuple[Opened, ...]
+
+
+def read(text: str, folder: str = "/state", values: Mapping[str, str] | None = None) -> Reading:
+    """All simple commands and opened files of the text, run in `folder`. `values`: variables that are known.
+    Raises `Unreadable`."""
+    if len(text) > COMMAND_MAX_BYTES or len(text.encode("utf-8", "surrogatepass")) > COMMAND_MAX_BYTES:
         raise Unreadable(f"the command is longer than {COMMAND_MAX_BYTES} bytes")
     if _UNCLEAN.search(text):
-        raise Unreadable("the command contains a control character or an unusual blank")
-    root = _parser().parse(raw).root_node
-    if root.type != "program" or root.has_error:
-        raise Unreadable("the command is not valid shell syntax")
-    reading = _Reading(raw)
-    reading.statements(root, 0)
-    reading.check_gaps()
-    if not reading.commands:
-        raise Unreadable("there is no command in it")
-    return tuple(reading.commands)
+        raise Unreadable("the command contains a control character")
+    program = parse(text)
+    agree(text, program)
+    walk = _Walk(
+        {} if _sets_variables(program) else {name: Word(value) for name, value in (values or {}).items()}
+    )
+    walk.trusting = not _sets_variables(program)
+    walk.program(program, _Where((folder,)), {})
+    return Reading(tuple(walk.commands), tuple(walk.opened))
 
 
-class _Reading:
-    """One walk over the tree; collects the commands and the spans of all that was understood."""
+def simple_commands(text: str) -> tuple[tuple[str, ...], ...]:
+    """The words of all simple commands, as far as they are known."""
+    return tuple(tuple(word.shown for word in command.words) for command in read(text).commands)
 
-    def __init__(self, raw: bytes) -> None:
-        self.raw = raw
-        self.commands: list[Command] = []
-        self._spans: list[tuple[int, int]] = []
 
-    def statements(self, node: Node, depth: int) -> None:
-        """Reads a program, list or pipeline: commands with operators between them."""
-        if depth > _DEPTH_MAX:
-            raise Unreadable("the command is nested too deeply")
-        for child in node.children:
-            match child.type:
-                case "list" | "pipeline":
-                    self.statements(child, depth + 1)
-                case "command":
-                    self._command(child)
-                case "redirected_statement":
-                    self._redirected(child, depth + 1)
-                case "&&" | "||" | "|" | "|&" | ";" | "\n":
-                    self._take(child)
-                case "comment":
-                    self._comment(child)
-                case _:
-                    raise self._not_allowed(child)
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """Folders in which what follows may be run. `repeats`: inside a loop, which may go on from any of
+    them."""
 
-    def check_gaps(self) -> None:
-        """Between the understood pieces there may be nothing but blanks: what the grammar skips, bash may
-        not."""
-        at = 0
-        for start, end in [*sorted(self._spans), (len(self.raw), len(self.raw))]:
-            if start < at or not _BLANK.fullmatch(self.raw, at, start):
-                raise Unreadable("the command has parts that cannot be read with certainty; quote plainly")
-            at = end
+    folders: tuple[str, ...]
+    repeats: bool = False
+    background: bool = False
 
-    def _redirected(self, node: Node, depth: int) -> None:
-        for child in node.children:
-            match child.type:
-                case "file_redirect":
-                    self._redirect(child)
-                case "command":
-                    self._command(child)
-                case "list" | "pipeline":
-                    self.statements(child, depth + 1)
-                case _:
-                    raise self._not_allowed(child)
+    def plus(self, folders: Iterable[str]) -> _Where:
+        together = tuple(dict.fromkeys((*self.folders, *folders)))
+        if len(together) > _FOLDERS_MAX:
+            raise Unreadable("too many changes of the folder; use absolute paths")
+        return replace(self, folders=together)
 
-    def _command(self, node: Node) -> None:
-        words: list[str] = []
-        redirected = False
-        at = node.start_byte
-        for child in node.children:
-            if b"\n" in self.raw[at : child.start_byte]:
-                raise Unreadable("a command that goes on in the next line; write it in one")
-            at = child.end_byte
-            if child.type == "command_name" and not words and child.child_count == 1:
-                words.append(self._word(child.children[0]))
-            elif child.type == "file_redirect":
-                redirected = True
-                self._redirect(child)
-            elif child.type in {"word", "number", "string", "raw_string", "concatenation"} and words:
-                words.append(self._word(child))
-            else:
-                raise self._not_allowed(child)
-        if not words or not words[0]:
-            raise Unreadable("a command has an empty name")
-        if words[0] in _RESERVED:
-            raise Unreadable(f"{words[0]!r} is a word of the shell's own syntax")
-        if not redirected:
-            self._second_opinion(node, words)
-        self.commands.append(Command(tuple(words)))
 
-    def _second_opinion(self, node: Node, words: list[str]) -> None:
-        """Python's shell lexer must read the same words (it knows no redirections, so those are not
-        compared)."""
-        try:
-            same = shlex.split(_text(node), comments=False, posix=True) == words
-        except ValueError:
-            same = False
-        if not same:
-            raise Unreadable("the command's quoting cannot be read with certainty; quote plainly")
+@dataclass(slots=True)
+class _Walk:
+    """One walk over a program; collects."""
 
-    def _word(self, node: Node) -> str:
-        match node.type:
-            case "word" | "number":
-                self._take(node)
-                if node.child_count:
-                    raise self._not_allowed(node.children[0])
-                return _unquoted(_text(node))
-            case "raw_string":
-                self._take(node)
-                return _text(node)[1:-1]
-            case "string":
-                self._take(node)
-                return self._double_quoted(node)
-            case "concatenation":
-                return self._concatenation(node)
-            case _:
-                raise self._not_allowed(node)
+    values: Mapping[str, Word]
+    trusting: bool = True
+    commands: list[Command] = field(default_factory=list)
+    opened: list[Opened] = field(default_factory=list)
 
-    def _concatenation(self, node: Node) -> str:
-        at = node.start_byte
-        plain = ""  # runs of unquoted parts are judged together: `{` `1` `}` is one thing
-        value = ""
-        for child in node.children:
-            if child.start_byte != at:
-                raise Unreadable("a word has parts that cannot be read with certainty; quote plainly")
-            at = child.end_byte
-            if child.type in {"word", "number"} and not child.child_count:
-                self._take(child)
-                plain += _text(child)
-                continue
-            value += _unquoted(plain) if plain else ""
-            plain = ""
-            if child.type not in {"raw_string", "string"}:
-                raise self._not_allowed(child)
-            value += self._word(child)
-        return value + (_unquoted(plain) if plain else "")
+    def program(self, program: Program, where: _Where, loops: Mapping[str, Word]) -> _Where:
+        """Walks it; where the shell may be behind it."""
+        for pipeline, background in program.parts:
+            here = replace(where, background=True) if background else where
+            for node in pipeline.commands:
+                here = self._node(node, here, loops)
+            where = replace(here, background=where.background)
+        return where
 
-    def _double_quoted(self, node: Node) -> str:
-        for child in node.children:
-            if child.type not in {'"', "string_content"}:
-                raise self._not_allowed(child)
-        inner = _text(node)[1:-1]
-        value, at = [], 0
-        while at < len(inner):
-            char = inner[at]
-            if char in "$`":
-                raise Unreadable(f"{char} inside double quotes; use single quotes")
-            if char == "\\" and at + 1 < len(inner):
-                following = inner[at + 1]
-                if following == "\n":
-                    raise Unreadable("a line continued inside quotes")
-                value.append(following if following in '$`"\\' else char + following)
-                at += 2
-                continue
-            value.append(char)
-            at += 1
-        return "".join(value)
+    def _node(self, node: Node, where: _Where, loops: Mapping[str, Word]) -> _Where:
+        match node:
+            case Simple():
+                return self._simple(node, where, loops)
+            case Block():
+                return self._block(node, where, loops)
+            case For():
+                return self._for(node, where, loops)
 
-    def _redirect(self, node: Node) -> None:
-        parts = [child for child in node.children if child.type != "file_descriptor"]
-        operator = _text(parts[0]) if parts else ""
-        target = _text(parts[1]) if len(parts) == 2 else ""
-        duplicates = operator == ">&" and target in _DESCRIPTORS
-        discards = operator in _SINKS and target == "/dev/null"
-        descriptor = [_text(child) for child in node.children if child.type == "file_descriptor"]
-        if not (duplicates or discards) or any(number not in _DESCRIPTORS for number in descriptor):
+    def _block(self, node: Block, where: _Where, loops: Mapping[str, Word]) -> _Where:
+        for redirection in node.redirections:
+            self._redirect(redirection, where, loops)
+        for word in node.matched:
+            self._unformed(word, loops, "a word of case")
+        inside = replace(where, repeats=not node.subshell and (where.repeats or node.loop))
+        if node.subshell:
+            inside = replace(inside, repeats=False)
+        after = self._bodies(node.bodies, inside, loops)
+        if node.loop and after.folders != inside.folders:
+            after = self._bodies(node.bodies, after, loops)
+        return where if node.subshell else replace(after, repeats=where.repeats)
+
+    def _bodies(self, bodies: Iterable[Program], where: _Where, loops: Mapping[str, Word]) -> _Where:
+        for body in bodies:
+            where = self.program(body, where, loops)
+        return where
+
+    def _for(self, node: For, where: _Where, loops: Mapping[str, Word]) -> _Where:
+        for redirection in node.redirections:
+            self._redirect(redirection, where, loops)
+        values = [self._unformed(word, loops, "a word of a loop") for word in node.words]
+        inside = replace(where, repeats=True)
+        for _ in range(2):  # the second time from wherever the first time may have ended
+            begun = inside.folders
+            for value in values or [Word("", Rest.SOMETHING)]:
+                one = replace(value, rest=Rest.SOMETHING) if value.rest is Rest.WORDS else value
+                inside = self.program(node.body, inside, {**loops, node.variable: one})
+            if inside.folders == begun:
+                break
+        return replace(inside, repeats=where.repeats)
+
+    def _simple(self, node: Simple, where: _Where, loops: Mapping[str, Word]) -> _Where:
+        if len(self.commands) >= _COMMANDS_MAX:
+            raise Unreadable(f"more than {_COMMANDS_MAX} commands")
+        words = [self._word(word, loops, where, name=not at) for at, word in enumerate(node.words)]
+        assignments = [self._assigned(word, loops) for _, word in node.assignments]
+        expanding = False
+        for redirection in node.redirections:
+            expanding |= self._redirect(redirection, where, loops, of_simple=True)
+            if isinstance(redirection.target, HereDocument):
+                for piece in redirection.target.pieces:
+                    if isinstance(piece, Substitution):
+                        self._substituted(piece, where, loops)
+        if words and (not words[0].is_known or not words[0].text or words[0].form):
+            raise Unreadable("the name of a command is empty or not plain")
+        command = Command(tuple(words), tuple(assignments), where.background, expanding, where.folders)
+        if words or assignments:
+            self.commands.append(command)
+        return _gone(command, where)
+
+    def _substituted(self, piece: Substitution, where: _Where, loops: Mapping[str, Word]) -> None:
+        self.program(piece.body, replace(where, repeats=False), loops)
+
+    # words
+
+    def _word(
+        self, raw: RawWord, loops: Mapping[str, Word], where: _Where | None, *, name: bool = False
+    ) -> Word:
+        """What a command gets. `where` None: substitutions are not allowed in this place."""
+        if name and raw.pieces == (Glob("["),):
+            return Word("[")
+        text, rest, form = "", Rest.NOTHING, ""
+        for piece in raw.pieces:
+            more, kind = "", Rest.NOTHING
+            match piece:
+                case Literal():
+                    more = piece.text
+                case Glob():
+                    kind = Rest.WORDS
+                case Variable():
+                    value = self._variable(piece, loops)
+                    more, kind = value.text, value.rest
+                case Substitution():
+                    if where is None:
+                        raise Unreadable("a command substitution is not allowed in this place")
+                    self._substituted(piece, where, loops)
+                    form = piece.mark + "*)"
+                    kind = Rest.SOMETHING if piece.quoted or piece.mark != "$(" else Rest.WORDS
+            if rest is Rest.NOTHING:
+                text += more
+            rest = max(rest, kind, key=list(Rest).index)
+        if rest is Rest.WORDS and not form and (not text or text.startswith("-")):
             raise Unreadable(
-                f"a redirection ({_text(node)[:80]!r}): only 2>&1, 1>&2 and /dev/null are allowed; "
-                "write files with the Write tool"
+                "a file-name pattern (*, ? or [ without quotes) must begin with plain text, as ./*.py does:"
+                " else a file's name could pass for an option"
             )
-        self._take(node)
+        return Word(text, rest, form, _shape(raw) if rest is Rest.WORDS and not form else "")
 
-    def _comment(self, node: Node) -> None:
-        before = self.raw[: node.start_byte]
-        if before and before[-1:] not in b" \t\n;":
-            raise Unreadable("a comment that does not begin a word")
-        if node.end_byte < len(self.raw) and self.raw[node.end_byte : node.end_byte + 1] != b"\n":
-            raise Unreadable("a comment that does not end its line")
-        self._take(node)
+    def _variable(self, piece: Variable, loops: Mapping[str, Word]) -> Word:
+        if piece.name == "?":
+            return Word("", Rest.DIGITS)
+        value = (loops.get(piece.name) or self.values.get(piece.name)) if self.trusting else None
+        if value is None:
+            value = Word("", Rest.SOMETHING)
+        if not piece.quoted and not (value.is_known and re.fullmatch(r"[A-Za-z0-9_./:@%+,=-]+", value.text)):
+            raise Unreadable(
+                f"the variable {piece.name} outside of double quotes can become several words: quote it"
+            )
+        return value
 
-    def _take(self, node: Node) -> None:
-        self._spans.append((node.start_byte, node.end_byte))
+    def _assigned(self, raw: RawWord, loops: Mapping[str, Word]) -> Word:
+        """`NAME=value` as one word; the shell splits and expands no file names in it."""
+        pieces = tuple(Literal(piece.text) if isinstance(piece, Glob) else piece for piece in raw.pieces)
+        pieces = tuple(replace(one, quoted=True) if isinstance(one, Variable) else one for one in pieces)
+        return self._word(replace(raw, pieces=pieces), loops, None)
 
-    def _not_allowed(self, node: Node) -> Unreadable:
-        what = _WHY.get(node.type, f"the construct {node.type!r}")
-        return Unreadable(f"{what} is not allowed here")
+    def _unformed(self, raw: RawWord, loops: Mapping[str, Word], what: str) -> Word:
+        if any(isinstance(piece, Substitution) for piece in raw.pieces):
+            raise Unreadable(f"a command substitution in {what} is not allowed")
+        if what == "a word of case":
+            pieces = tuple(Literal(piece.text) if isinstance(piece, Glob) else piece for piece in raw.pieces)
+            pieces = tuple(replace(one, quoted=True) if isinstance(one, Variable) else one for one in pieces)
+            raw = replace(raw, pieces=pieces)
+        return self._word(raw, loops, None)
+
+    # redirections
+
+    def _redirect(
+        self, one: Redirection, where: _Where, loops: Mapping[str, Word], *, of_simple: bool = False
+    ) -> bool:
+        """Notes the file that is opened; whether a here-document with expansions goes in."""
+        if one.descriptor not in {"", "0", "1", "2"} or one.operator in {"<&", "<>"}:
+            raise Unreadable("a redirection of this kind is not allowed: only 0, 1 and 2, only <, > and >>")
+        if isinstance(one.target, HereDocument):
+            if one.target.pieces and not of_simple:
+                raise Unreadable("a here-document with expansions: quote its word (<<'EOF')")
+            return bool(one.target.pieces)
+        if one.operator == "<<<":
+            pieces = tuple(
+                Literal(piece.text) if isinstance(piece, Glob) else piece for piece in one.target.pieces
+            )
+            self._word(replace(one.target, pieces=pieces), loops, None)
+            return False
+        target = self._word(one.target, loops, None)
+        if not target.is_known or not target.text:
+            raise Unreadable("a redirection to a file that is not named plainly")
+        if one.operator == ">&":
+            if target.text in {"1", "2"}:
+                return False
+            if one.descriptor or re.fullmatch(r"[0-9]*-?", target.text):
+                raise Unreadable("a redirection of this kind is not allowed: 2>&1 and 1>&2 are")
+        if target.text != "/dev/null":
+            self.opened.append(Opened(target.text, where.folders))
+        return False
 
 
-def _text(node: Node) -> str:
-    return (node.text or b"").decode()
+def _gone(command: Command, where: _Where) -> _Where:
+    """Where the shell may be after the command."""
+    name = command.words[0].text if command.words else ""
+    if name not in _GOERS:
+        return where
+    folder = cd_folder(command.words)
+    if folder is None:
+        return replace(where, folders=())
+    if not where.folders and not folder.startswith("/"):
+        return where
+    if where.repeats and not folder.startswith("/"):
+        raise Unreadable("a relative cd in a loop; give the whole path, or use ( cd … && … )")
+    new = []
+    for start in where.folders or ("/",):
+        joined = posixpath.join(start, folder)
+        new += [joined, posixpath.normpath(joined)]  # the kernel's way and the shell's way through a link
+    return where.plus(new) if where.folders else where
 
 
-def _unquoted(text: str) -> str:
-    """Unquoted text that bash leaves as it is; else `Unreadable`."""
-    if "\\" in text:
-        raise Unreadable("a backslash outside of quotes; put the word into single quotes")
-    for char, what in (("$", "a variable"), ("`", "a command substitution")):
-        if char in text:
-            raise Unreadable(f"{what} is not allowed here")
-    if re.search(r"[*?\[\]]", text):
-        raise Unreadable("an unquoted *, ? or [ (a file-name pattern): quote it, or name the files")
-    if text.startswith("#"):
-        raise Unreadable("an unquoted # at the beginning of a word; quote it")
-    if re.search(r"(?:^|[=:])~", text):
-        raise Unreadable("an unquoted ~: write /home/agent")
-    rest = _HARMLESS_BRACES.sub("", text).replace("~", "").replace("!", "")
-    if rest and not _PLAIN.fullmatch(rest):
-        raise Unreadable("characters that the shell may expand; put the word into single quotes")
-    return text
+def cd_folder(words: tuple[Word, ...]) -> str | None:
+    """The folder that a plain `cd` names; None for any other command."""
+    rest = words[1:]
+    if rest and rest[0] == Word("--"):
+        rest = rest[1:]
+    plain = words[0].text == "cd" and len(rest) == 1 and rest[0].is_known and not rest[0].form
+    return rest[0].text if plain and rest[0].text and not rest[0].text.startswith("-") else None
+
+
+def _shape(raw: RawWord) -> str:
+    r"""A word with file-name patterns as it was written, `\\0` for what is not known."""
+    return "".join(piece.text if isinstance(piece, Literal | Glob) else "\0" for piece in raw.pieces)
+
+
+def _sets_variables(program: Program) -> bool:
+    """Whether some command in it can change a variable."""
+    return any(_sets(node) for pipeline, _ in program.parts for node in pipeline.commands)
+
+
+def _sets(node: Node) -> bool:
+    match node:
+        case Simple():
+            name = node.words[0].pieces if node.words else ()
+            text = "".join(piece.text for piece in name if isinstance(piece, Literal))
+            plain = all(isinstance(piece, Literal) for piece in name) or name == (Glob("["),)
+            return not node.words or text in _SETTERS or not plain
+        case Block():
+            return any(_sets_variables(body) for body in node.bodies)
+        case For():
+            return _sets_variables(node.body)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import itertools
 import posixpath
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-Resolve = Callable[[str], Awaitable[str]]
-"""Absolute path → the path with all symbolic links followed (its last parts need not exist); raises when it
-cannot."""
+Resolve = Callable[[Sequence[str]], Awaitable[Sequence[str]]]
+"""Absolute paths → each with all symbolic links followed (its last parts need not exist), in their order;
+raises when it cannot."""
 
 _PATH_MAX = 4096
+_UNCLEAN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _FILE_ARGUMENT = {
     "Read": "file_path",
     "Edit": "file_path",
@@ -41,7 +42,12 @@ _NEVER_PAIRS = frozenset(
 
 
 class Refused(ValueError):  # noqa: N818 - it says what it is
-    """The path may not be touched; the message says why."""
+    """The path may not be touched; the message says why. `closed`: it lies inside, but is a place from which
+    programs are started."""
+
+    def __init__(self, message: str, *, closed: bool = False) -> None:
+        super().__init__(message)
+        self.closed = closed
 
 
 async def check(
@@ -51,38 +57,34 @@ async def check(
     given = arguments.get(_FILE_ARGUMENT[tool])
     if given is None and tool in _SEARCHES:
         given = cwd
-    if (
-        not isinstance(given, str)
-        or not given
-        or len(given) > _PATH_MAX
-        or re.search(r"[\x00-\x1f\x7f]", given)
-    ):
+    if not isinstance(given, str) or not given or len(given) > _PATH_MAX or _UNCLEAN.search(given):
         raise Refused(
             f"{tool} needs a path: text of at most {_PATH_MAX} characters without control characters"
         )
     if tool in _SEARCHES:
         for name in ("pattern", "glob") if tool == "Glob" else ("glob",):
             _check_search(str(arguments.get(name, "")))
-    written = posixpath.normpath(posixpath.join(cwd, given))
-    for path in (written, await resolve(posixpath.join(cwd, given))):
+    joined = posixpath.join(cwd, given)
+    (found,) = await resolve([joined])
+    for path in (posixpath.normpath(joined), found):
         if not (tool == "Read" and _OWN_OUTPUT.fullmatch(path)):
-            _check_place(path, roots)
+            check_place(path, roots)
 
 
-def _check_place(path: str, roots: tuple[str, ...]) -> None:
+def check_place(path: str, roots: tuple[str, ...]) -> None:
+    """Raises `Refused` unless the absolute path, which has no `..` in it, lies in one of the trees and in
+    none of the closed places."""
+    if len(path) > _PATH_MAX or _UNCLEAN.search(path):
+        raise Refused("a path is too long, or has control characters")
     if not any(path == root or path.startswith(root + "/") for root in roots):
         raise Refused(f"{path} is outside of {', '.join(roots)}")
     parts = path.split("/")
     for part in parts:
         if part.casefold() in _NEVER_FOLDERS or _NEVER_NAMES.fullmatch(part.casefold()):
-            raise Refused(
-                f"{path} is closed to the file tools: programs are started or configured from {part}"
-            )
+            raise Refused(f"{path} is closed: programs are started or configured from {part}", closed=True)
     for pair in itertools.pairwise(parts):
         if pair in _NEVER_PAIRS:
-            raise Refused(
-                f"{path} is closed to the file tools: programs are configured from {'/'.join(pair)}"
-            )
+            raise Refused(f"{path} is closed: programs are configured from {'/'.join(pair)}", closed=True)
 
 
 def _check_search(pattern: str) -> None:

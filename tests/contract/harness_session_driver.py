@@ -13,7 +13,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.config import Config, agent_environment, cli_environment
@@ -31,8 +31,8 @@ def say(line: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-async def as_it_is(path: str) -> str:
-    return path
+async def as_it_is(paths: Sequence[str]) -> Sequence[str]:
+    return paths
 
 
 async def send(arguments: Mapping[str, Any]) -> str:

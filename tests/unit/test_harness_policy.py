@@ -4,268 +4,83 @@ from __future__ import annotations
 
 import asyncio
 import os
+import posixpath
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from harness.policy.commands import Unreadable, simple_commands
 from harness.policy.engine import Decision, Policy, Rules
-from harness.policy.patterns import Pattern
+from harness.policy.patterns import Pattern, problem
+from harness.policy.words import known
+from tests.support.policycases import Case, cases
 
-ALLOW = (
-    "git *",
-    "nix build .*",
-    "ls",
-    "Bash(cat *)",
-    "rg:*",
-    "find *",
-    "tar *",
-    "sed *",
-    "git bisect run make",
-)
-DENY = ("git push *", "cat *secret*")
+ROOTS = ("/state", "/config", "/home/agent")
 
 
-async def as_it_is(path: str) -> str:
-    return path
+async def normal(paths: Sequence[str]) -> Sequence[str]:
+    """A world without links."""
+    return [posixpath.normpath(path) for path in paths]
 
 
-def policy(allow: tuple[str, ...] = ALLOW, deny: tuple[str, ...] = DENY) -> Policy:
-    return Policy(Rules(allow=allow, deny=deny, tools=("Read", "Edit", "Write", "Glob", "Grep")), as_it_is)
+def decide_command(
+    command: object, allow: tuple[str, ...], deny: tuple[str, ...] = (), cwd: str = "/state"
+) -> Decision:
+    rules = Rules(allow=allow, deny=deny, roots=ROOTS, work_tree=ROOTS[:2], values={"HOME": "/home/agent"})
+    return asyncio.run(Policy(rules, normal).decide("Bash", {"command": command}, cwd))
 
 
-ALLOWED = [
-    "git status",
-    "git",
-    "git  log   --oneline",
-    "git log -n 2",
-    "git log --oneline | cat -n",
-    "git add . && git commit -m 'a; b'",
-    "git status; git log",
-    "git status;",
-    "git status\ngit log",
-    "git status || ls",
-    "git log |& cat -",
-    'git commit -m "it\'s \\"quoted\\""',
-    "git commit -m 'two\nlines'",
-    "git commit -m x'y'\"z\"",
-    "git commit -m ''",
-    "git show HEAD~2 HEAD^ HEAD@{1} v1..v2",
-    "git stash drop stash@{0}",
-    "git log # why not",
-    "# first a word\ngit log",
-    "git status 2>&1",
-    "git status 2>/dev/null",
-    "git status >/dev/null 2>&1",
-    "git status &>/dev/null",
-    "git log < /dev/null",
-    "git status 2>&1 | cat -",
-    "git -C /config commit -m x",
-    "git apply /state/p",
-    "git cherry-pick --strategy-option=ours x",
-    "git --no-pager log",
-    "git log --format='%H %s' -- 'a b.txt'",
-    "git log -S'!important'",
-    "git commit -m 'costs $5 and `x`'",
-    "git commit -m Überschrift",
-    "ls",
-    "cat a.txt",
-    "cat 'a;b'",
-    "rg",
-    "rg -n needle .",
-    "nix build .",
-    "nix build .#hive",
-    "nix build .#a --impure",
-    "find . -name '*.py'",
-    "sed -n 1,5p a",
-    "git bisect run make",
-]
-
-REFUSED = [
-    ("", "empty"),
-    ("   ", "empty"),
-    ("touch zz", "matches no allowed pattern"),
-    ("gitx", "matches no allowed pattern"),
-    ("'git status'", "matches no allowed pattern"),
-    ("ls -l", "matches no allowed pattern"),
-    ("nix build", "matches no allowed pattern"),
-    ("nix build /x", "matches no allowed pattern"),
-    ("id", "matches no allowed pattern"),
-    ("echo hi", "matches no allowed pattern"),
-    ("cd /tmp && git status", "'cd /tmp' matches no allowed pattern"),
-    ("git status && touch zz", "'touch zz' matches no"),
-    ("git status; touch zz", "'touch zz' matches no"),
-    ("git status | sh", "'sh' matches no"),
-    ("git status\ntouch zz", "'touch zz' matches no"),
-    ("git status || touch zz", "'touch zz' matches no"),
-    ("git log # a\ntouch zz", "'touch zz' matches no"),
-    ("git status | tee out", "'tee out' matches no"),
-    ("git push", "denied pattern 'git push *'"),
-    ("git push origin main", "denied pattern"),
-    ("git status && git push", "denied pattern"),
-    ("cat my-secret.txt", "denied pattern"),
-    ("cat x secret y", "denied pattern"),
-    ("git $(id)", "command substitution"),
-    ("git `id`", "command substitution"),
-    ('git log "$(id)"', "command substitution"),
-    ("git log $HOME", "variable"),
-    ("git log ${HOME}", "variable"),
-    ('git log "$HOME"', "variable"),
-    ("git log $((1+1))", "not allowed"),
-    ("git log <(id)", "process substitution"),
-    ("git log $'a'", "$'…'"),
-    ('git log $"a"', "not allowed"),
-    ("git add *.py", "file-name pattern"),
-    ("git add a?", "file-name pattern"),
-    ("git add [ab]", "file-name pattern"),
-    ("git add {a,b}", "single quotes"),
-    ("git add {a..c}", "single quotes"),
-    ("git add ~", "unquoted ~"),
-    ("git add x=~/y", "unquoted ~"),
-    ("git add a\\ b", "backslash"),
-    ("git\\ status", "backslash"),
-    ("git log \\\n -1", "one"),
-    ("git status > out", "redirection"),
-    ("git status >> out", "redirection"),
-    ("git status > /dev/null > out", "redirection"),
-    ("git status 2> err", "redirection"),
-    ("git status &> both", "redirection"),
-    ("git status >&3", "redirection"),
-    ("git status 3>&1", "redirection"),
-    ("git log < /etc/passwd", "redirection"),
-    ("> out", "redirection"),
-    ("cat <<EOF\nhi\nEOF", "here-document"),
-    ("cat <<'EOF'\nhi\nEOF", "here-document"),
-    ("cat <<< hi", "here-string"),
-    ("FOO=1 git status", "assignment"),
-    ("GIT_PAGER=id git log", "assignment"),
-    ("FOO=1", "assignment"),
-    ("export FOO=1", "export"),
-    ("git status &", "background"),
-    ("git status & git log", "background"),
-    ("(git status)", "subshell"),
-    ("{ git status; }", "group"),
-    ("if true; then git status; fi", "if"),
-    ("for i in 1; do git status; done", "loop"),
-    ("while git status; do git log; done", "loop"),
-    ("case x in x) git status;; esac", "case"),
-    ("git() { id; }", "function"),
-    ("function git { id; }", "function"),
-    ("! git status", "negation"),
-    ("[ -f x ]", "test"),
-    ("[[ -f x ]]", "test"),
-    ("time git status", "syntax"),
-    ("coproc git status", "syntax"),
-    ("git status\rtouch zz", "control character"),
-    ("git status\x00", "control character"),
-    ("git\u00a0status", "unusual blank"),
-    ("git 'unclosed", "not valid"),
-    ("git status &&", "not valid"),
-    ("git status )", "not valid"),
-    ("git log '" + "x" * 20000 + "'", "longer than"),
-    ("/usr/bin/git status", "matches no allowed pattern"),
-    ("./git status", "matches no allowed pattern"),
-    ("env git status", "matches no allowed pattern"),
-    ("bash -c 'git status'", "matches no allowed pattern"),
-    ("timeout 5 git status", "matches no allowed pattern"),
-    ("git -c core.pager=id log", "'-c'"),
-    ("git -c alias.x='!touch zz' x", "-c"),
-    ("git -ccore.pager=id log", "-ccore.pager=id"),
-    ("git --config-env=core.pager=X log", "--config-env"),
-    ("git --exec-path=/tmp status", "--exec-path=/tmp"),
-    ("git --git-dir=/tmp/x log", "--git-dir"),
-    ("git config alias.x '!touch zz'", "'config'"),
-    ("git x", "can start any other program ('x')"),
-    ("git -C /config x", "('x')"),
-    ("git bisect run sh", "bisect"),
-    ("git rebase -x 'touch zz' HEAD~1", "-x"),
-    ("git rebase --exec=id HEAD~1", "--exec=id"),
-    ("git grep -nO x", "-nO"),
-    ("git archive HEAD -o ../x.tar", "-o"),
-    ("git archive --out=x HEAD", "--out=x"),
-    ("git log --output=x", "--output=x"),
-    ("git clone -c core.fsmonitor=id . x", "-c"),
-    ("git ls-remote --exec='touch zz; git-upload-pack' /config", "--exec=touch zz"),
-    ("git reflog --format='[diff] external = id' --output=.git/config", "--output=.git/config"),
-    ("git diff-index --outp .git/config HEAD", "--outp"),
-    ("git whatchanged --ext-diff", "--ext-diff"),
-    ("git init --separate-git-dir=/state/settings x", "--separate-git-dir"),
-    ("git clone --sep /state/settings /config x", "--sep"),
-    ("git init --bare x", "--bare"),
-    ("git clone --mirror /config x", "--mirror"),
-    ("git -C x --bare diff", "--bare"),
-    ("git -C /config/.git apply /state/p", "'/config/.git apply'"),
-    ("git -C x/.GIT log", "x/.GIT"),
-    ("git -C link apply /state/p", "'apply'"),
-    ("git cherry-pick --strategy=foo x", "--strategy=foo"),
-    ("cd /config/.git && git apply /state/p", "'cd /config/.git'"),
-    ("git fetch ext::sh", "ext::sh"),
-    ("git submodule foreach id", "submodule"),
-    ("git difftool", "difftool"),
-    ("find . -exec touch zz ';'", "-exec"),
-    ("find . -delete", "-delete"),
-    ("tar -xIfoo a.tar", "-xIfoo"),
-    ("tar xIf foo a.tar", "xIf"),
-    ("tar -xf a --to-comm=id", "--to-comm=id"),
-    ("tar -xf a --checkpoint-action=exec=id", "--checkpoint-action=exec=id"),
-]
+@pytest.mark.parametrize("case", cases(), ids=lambda case: repr(case.command)[:60])
+def test_a_command_is_decided_as_the_table_says(case: Case) -> None:
+    decision = decide_command(case.command, case.allow, case.deny)
+    assert decision.allowed is case.allowed, decision.reason
+    assert case.why in decision.reason
 
 
-@pytest.mark.parametrize("command", ALLOWED)
-def test_an_allowed_command_is_allowed(command: str) -> None:
-    decision = policy().decide_command(command)
-    assert decision.allowed, decision.reason
+def test_the_table_is_large_and_says_each_thing_once() -> None:
+    table = [(case.command, case.allow, case.deny) for case in cases()]
+    assert len(table) == len(set(table)) >= 250
 
 
-@pytest.mark.parametrize(("command", "why"), REFUSED)
-def test_a_refused_command_is_refused_with_its_reason(command: str, why: str) -> None:
-    decision = policy().decide_command(command)
-    assert not decision.allowed
-    assert why in decision.reason
+@pytest.mark.parametrize("command", ["", "   ", None, 5, ["git"]])
+def test_a_command_that_is_none_is_refused(command: object) -> None:
+    assert "the command is empty" in decide_command(command, ("git *",)).reason
 
 
-def test_a_refusal_names_the_patterns_that_there_are() -> None:
-    reason = policy().decide_command("touch zz").reason
-    assert "git *, nix build .*, ls" in reason
-    assert "denied: git push *" in reason
+def test_a_refusal_says_what_and_why_which_patterns_there_are_and_what_to_do() -> None:
+    reason = decide_command("git log && touch zz", ("git *", "ls"), ("git push *",)).reason
+    assert "'touch zz' matches no allowed pattern" in reason
+    assert "Allowed patterns: git *, ls; denied: git push *" in reason
+    assert "can be proposed" in reason
 
 
-@pytest.mark.parametrize(
-    ("pattern", "command"),
-    [
-        ("git -c *", "git -c core.pager=id log"),
-        ("git config *", "git config user.name x"),
-        ("find * -exec *", "find . -exec ls '{}' ';'"),
-        ("env *", "env"),
-        ("sh -c *", "sh -c 'anything at all'"),
-        ("/opt/tool/run *", "/opt/tool/run x"),
-        ("git log --output=*", "git log --output=x"),
-    ],
-)
-def test_a_launcher_is_allowed_by_a_pattern_that_names_its_form(pattern: str, command: str) -> None:
-    decision = policy((pattern,), ()).decide_command(command)
-    assert decision.allowed, decision.reason
+def test_a_relative_path_begins_where_the_cli_is() -> None:
+    assert decide_command("echo x > ../y", ("echo *",), cwd="/state/deep").allowed
+    assert not decide_command("echo x > ../y", ("echo *",), cwd="/state").allowed
 
 
-@pytest.mark.parametrize("command", ["env ls", "sh -c id", "git -c a=b log", "/bin/ls", "git push"])
-def test_a_star_alone_allows_any_program_but_names_no_launcher_and_no_path(command: str) -> None:
-    everything = policy(("*",), ("git push *",))
-    assert everything.decide_command("touch zz").allowed
-    assert not everything.decide_command(command).allowed
+def test_a_link_that_leads_out_or_into_a_closed_place_is_refused() -> None:
+    async def follow(paths: Sequence[str]) -> Sequence[str]:
+        return [path.replace("/state/out", "/etc").replace("/state/in", "/state/.git") for path in paths]
+
+    policy = Policy(Rules(allow=("echo *", "tee *"), roots=ROOTS), follow)
+    for command in ("echo x > out/y", "tee in/config", "cd in", "cd out; ls"):
+        decision = asyncio.run(policy.decide("Bash", {"command": command}, "/state"))
+        assert not decision.allowed, command
 
 
-def test_a_deny_pattern_also_catches_a_program_called_by_its_path() -> None:
-    assert not policy(("/bin/rm *",), ("rm *",)).decide_command("/bin/rm x").allowed
+def test_a_command_with_too_many_files_or_parts_is_refused() -> None:
+    assert (
+        "in several calls"
+        in decide_command("tee " + " ".join(f"f{n}" for n in range(300)), ("tee *",)).reason
+    )
+    assert "more than 500" in decide_command("ls\n" * 501, ("ls",)).reason
 
 
-def test_gits_own_folder_is_no_place_to_go_unless_a_pattern_says_so() -> None:
-    assert policy(("cd *",), ()).decide_command("cd /config").allowed
-    assert not policy(("cd *",), ()).decide_command("cd /config/.git").allowed
-    assert policy(("cd /config/.git",), ()).decide_command("cd /config/.git").allowed
-
-
-def test_no_pattern_means_no_shell() -> None:
-    assert "no shell" in policy((), ()).decide_command("git status").reason
+@pytest.mark.parametrize("command", ["cd a; cd b; cd c; cd d; cd e; cd f; cd g; cd h; cd i"])
+def test_folders_do_not_grow_without_bound(command: str) -> None:
+    assert "too many changes of the folder" in decide_command(command, ("ls",)).reason
 
 
 @pytest.mark.parametrize(
@@ -292,12 +107,94 @@ def test_no_pattern_means_no_shell() -> None:
     ],
 )
 def test_patterns_match_word_by_word(text: str, words: list[str], allows: bool) -> None:
-    assert Pattern.parse(text).allows(words) is allows
+    assert Pattern.parse(text).allows(known(*words)) is allows
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "denies"),
+    [
+        ("git push *", ["git", "push"], True),
+        ("git push *", ["git", "push", "origin"], True),
+        ("git push *", ["git", "pushy"], False),
+        ("git push", ["git", "push", "x"], False),
+        ("git * main", ["git", "main"], True),
+        ("cat *secret*", ["cat", "a", "my secret"], True),
+        ("*", ["anything"], True),
+        ("* --force", ["git", "push", "--force"], True),
+        ("a b*c *", ["a", "bxxc"], True),
+        ("a b*c *", ["a", "bxxcd"], False),
+    ],
+)
+def test_a_deny_pattern_catches_words_and_text(text: str, words: list[str], denies: bool) -> None:
+    assert Pattern.parse(text).denies(known(*words)) is denies
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "git *",
+        "git:*",
+        "Bash(ls)",
+        "Bash",
+        "*",
+        "FOO=* git *",
+        "X=*",
+        "cat <<*",
+        "ls &",
+        "echo $(*)",
+        "cat <(*)",
+        "/opt/tool/run *",
+        "./x *",
+        "find * -exec * ;",
+        "[ *",
+        "* --version",
+        "git log --output=*",
+        "a.b",
+        "7z *",
+    ],
+)
+def test_a_pattern_that_can_match_is_no_problem(text: str) -> None:
+    assert problem(text) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        " git",
+        "git ",
+        "Bash()",
+        "Bash( git *)",
+        "git\nlog",
+        "git\x00",
+        "git && ls",
+        "git | cat",
+        "if *",
+        "git * > x",
+        "'git' *",
+        "$HOME/x",
+        "~/x",
+        "Read(/x)",
+        "git:* push",
+        "while:*",
+        "-x",
+        "a;b",
+        "(ls)",
+        "!",
+        "FOO=1 if",
+        "git * 2>&1",
+        "[[ *",
+        "*=* git",
+    ],
+)
+def test_a_pattern_that_can_never_match_is_a_problem(text: str) -> None:
+    assert problem(text)
 
 
 def test_words_are_what_bash_would_make_of_them() -> None:
-    (command,) = simple_commands("""git commit -m "a \\"b\\" \\n" 'c $d' e'f'"g" '' 2>&1""")
-    assert command.words == ("git", "commit", "-m", 'a "b" \\n', "c $d", "efg", "")
+    (words,) = simple_commands("""git commit -m "a \\"b\\" \\n" 'c $d' e'f'"g" '' 2>&1""")
+    assert words == ("git", "commit", "-m", 'a "b" \\n', "c $d", "efg", "")
 
 
 def test_a_deeply_nested_text_is_unreadable_and_no_crash() -> None:
@@ -307,14 +204,12 @@ def test_a_deeply_nested_text_is_unreadable_and_no_crash() -> None:
 
 # --------------------------------------------------------------------------------------------- other tools
 
-ROOTS = ("/state", "/config", "/home/agent")
-
 
 def decide(
     tool: object, arguments: object, *, tools: tuple[str, ...] = ("Read", "Edit", "Write", "Glob", "Grep")
 ) -> Decision:
     rules = Rules(allow=("git *",), tools=tools, roots=ROOTS, mcp_tools=frozenset({"mcp__docs__search"}))
-    return asyncio.run(Policy(rules, as_it_is).decide(tool, arguments, "/state"))
+    return asyncio.run(Policy(rules, normal).decide(tool, arguments, "/state"))
 
 
 @pytest.mark.parametrize(
@@ -405,13 +300,13 @@ def test_a_symbolic_link_out_of_the_work_tree_is_followed_and_refused(tmp_path: 
         assert decision.allowed is allowed, (name, decision.reason)
 
 
-async def _real(path: str) -> str:
-    return os.path.realpath(path)
+async def _real(paths: Sequence[str]) -> Sequence[str]:
+    return [os.path.realpath(path) for path in paths]
 
 
 def test_a_path_that_cannot_be_resolved_is_refused() -> None:
-    async def broken(path: str) -> str:
-        raise OSError(path)
+    async def broken(paths: Sequence[str]) -> Sequence[str]:
+        raise OSError(paths)
 
     rules = Rules(tools=("Read",), roots=ROOTS)
     decision = asyncio.run(Policy(rules, broken).decide("Read", {"file_path": "/state/x"}, "/state"))
@@ -422,9 +317,9 @@ def test_a_path_that_cannot_be_resolved_is_refused() -> None:
 def test_a_look_up_that_hangs_is_refused_before_the_hooks_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.policy.engine._DECIDE_S", 0.01)
 
-    async def hanging(path: str) -> str:
+    async def hanging(paths: Sequence[str]) -> Sequence[str]:
         await asyncio.Event().wait()
-        return path
+        return paths
 
     rules = Rules(tools=("Read",), roots=ROOTS)
     decision = asyncio.run(Policy(rules, hanging).decide("Read", {"file_path": "/state/x"}, "/state"))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from harness.policy import launchers
+from harness.policy.launching import launching
+from harness.policy.patterns import Pattern
+from harness.policy.words import known
 from reconciler.model.changes import setting_changes
 from reconciler.model.risk import bash_risk, family, highest, is_allowed_model, is_cheaper, model_risk
 from reconciler.model.spec import Budget, Limits, Spec
@@ -36,7 +39,7 @@ def test_plain_programs_are_elevated(pattern: str) -> None:
         "*", "Bash(*)", ":*", "git*", "*sh *", "python3 -c *", "/usr/bin/python3.11 *", "node:*", "sh -c *",
         "Bash(bash:*)", "env *", "xargs:*", "sudo *", "npm run *", "make *", "nix run *", "nix shell a#x",
         "find . -exec *", "git -c *", "git config *", "tar --checkpoint-action=* *", "LD_PRELOAD=* ls",
-        "timeout 5 *", "sed *", "awk:*",
+        "timeout 5 *", "awk:*", "echo $(*)", "cat <(*)", "FOO=* git *",
     ],
 )  # fmt: skip
 def test_wildcards_interpreters_and_launchers_are_dangerous(pattern: str) -> None:
@@ -108,12 +111,41 @@ def test_what_does_not_show_is_made_visible() -> None:
     assert visible("\ufe0f\U000e0041\u3164\udc80") == "\ufe0f⟨U+E0041⟩⟨U+3164⟩⟨U+DC80⟩"
 
 
-def test_what_the_harness_calls_a_launcher_is_shown_as_dangerous() -> None:
-    """A pattern that spells out such a form lets anything run: the operator must not read `elevated`."""
-    forms = {f"{program} {option}" for program, options in launchers.FORMS.items() for option in options}
-    forms |= {f"git {name} {option}" for name, options in launchers.GIT_FORMS.items() for option in options}
-    forms |= {f"git ls-remote {option}=x" for option in launchers.GIT_ANY_FORMS}
-    patterns = sorted(f"{text} *" for text in launchers.PROGRAMS | forms)
+def test_a_pattern_that_spells_out_a_launcher_is_dangerous() -> None:
+    """Such a form lets anything run: the operator must not read `elevated`."""
+    patterns = [row.pattern for row in launchers.rows()]
+    assert len(patterns) > 500
     assert [text for text in patterns if bash_risk(text)[0] is not Risk.DANGEROUS] == []
-    for text in ("git *", "git commit -s *", "git push -u origin *", "nix build .*", "rg *", "nix store gc"):
-        assert bash_risk(text)[0] is Risk.ELEVATED, text
+
+
+def test_what_the_policy_wants_to_be_named_is_named_by_the_rows_pattern_and_by_no_vague_one() -> None:
+    vague = Pattern.parse("*")
+    for row in launchers.rows():
+        words = known(*row.pattern.removesuffix(" *").split())
+        found = launching(words)
+        assert found, row
+        assert not any(vague.names(one.form, one.word) for one in found), row
+        assert all(Pattern.parse(row.pattern).names(one.form, one.word) for one in found), row
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "git *",
+        "git commit -s *",
+        "git push -u origin *",
+        "git log --output=*",
+        "nix build .*",
+        "rg *",
+        "sed *",
+        "nix store ls *",
+        "npm ls",
+        "cargo tree",
+        "go version",
+        "tee *",
+        "git * &",
+        "cat <<*",
+    ],
+)
+def test_a_pattern_that_spells_out_no_launcher_is_elevated(pattern: str) -> None:
+    assert bash_risk(pattern)[0] is Risk.ELEVATED
