@@ -76,7 +76,7 @@ def plan_for(where: Place, *members: Service, credential: Credential | None = No
     )
 
 
-def eventually(is_so: Callable[[], bool], within_s: float = 10.0) -> bool:
+def eventually(is_so: Callable[[], bool], within_s: float = 60.0) -> bool:
     """Polls what no notification tells; the pause is a poll interval, not a guess at a duration."""
     until = time.monotonic() + within_s
     while time.monotonic() < until:
@@ -253,7 +253,7 @@ def test_callers_of_a_service_that_is_being_started_again_wait_and_are_answered(
     assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (64101, 64102, 0o640)
     for _ in range(2):
         with socket.socket(socket.AF_UNIX) as caller:
-            caller.settimeout(15)
+            caller.settimeout(60)
             caller.connect(path)
             answer = b"".join(iter(lambda: caller.recv(4096), b"")).decode()
         # standard streams, the socket, and the one that lists this directory

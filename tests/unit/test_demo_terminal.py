@@ -37,13 +37,13 @@ def test_a_program_that_outlives_its_deadline_is_ended() -> None:
 
 @pytest.mark.parametrize(("finish", "is_done"), [(False, False), (True, True)])
 def test_an_interruption_ends_the_program_or_waits_for_it(
-    tmp_path: Path, finish: bool, is_done: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finish: bool, is_done: bool
 ) -> None:
     done = tmp_path / "done"
     script = (
-        "import os, signal, time, pathlib\n"
-        f"os.kill({os.getpid()}, signal.SIGUSR1)\n"
-        "time.sleep(0.5)\n"
+        "import time, pathlib\n"
+        "print('at work', flush=True)\n"
+        f"time.sleep({0.5 if finish else 60})\n"
         f"pathlib.Path({str(done)!r}).touch()\n"
     )
 
@@ -53,6 +53,11 @@ def test_an_interruption_ends_the_program_or_waits_for_it(
     def interrupt(*_: object) -> None:
         raise Interrupted
 
+    def tick(_: terminal.Step, detail: str = "") -> None:
+        if detail == "at work":  # it is followed by now
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(terminal.Step, "tick", tick)
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with pytest.raises(Interrupted):
