@@ -63,7 +63,9 @@ def end_state(world: World) -> dict[str, Any]:
             if CUT_OFF not in row["body"]
         )
         found["audit"] = counted(
-            (row["actor"], row["action"], _plain(row["target"])) for row in db.execute("SELECT * FROM audit")
+            (row["actor"], row["action"], _plain(row["target"]))
+            for row in db.execute("SELECT * FROM audit")
+            if row["action"] != "hive.backup"  # each time that it was asked for
         )
         cut = {row["id"] for row in db.execute("SELECT id, body FROM messages") if CUT_OFF in row["body"]}
         found["events"] = _events(history, set(_lost(db)), cut)
@@ -156,6 +158,7 @@ def _events(history: sqlite3.Connection, lost: set[int], cut: set[int]) -> list[
     for row in history.execute("SELECT agent, kind, data FROM events"):
         data = json.loads(row["data"])
         left_out = data.get("proposal") in lost or data.get("message") in cut
+        left_out |= data.get("action") == "hive.backup"
         if row["kind"] not in _REPEATED and not left_out:
             fields = {key: value for key, value in data.items() if not isinstance(value, int | float)}
             found.append((row["agent"], row["kind"], _plain(json.dumps(fields, sort_keys=True))))

@@ -19,6 +19,8 @@ from aiosqlite import Connection
 
 from reconciler import errors, sockets
 from reconciler.app import Effects, serve
+from reconciler.backup.picture import Pictures
+from reconciler.backup.service import BackupService
 from reconciler.broker import outbox
 from reconciler.config import Config, Harness, Timeouts, UidRange
 from reconciler.control import agentserver, server
@@ -89,6 +91,7 @@ def main(directory: Path, faults: Sequence[Fault], hello_s: float) -> None:
     _point_commits(points)
     _point_sockets(points)
     _point_programs(points)
+    _point_backups(points)
     outbox.SWEEP_S = 0.01  # rows of the outbox that are done go at once, so that a test sees when all is done
     errors.ROOM_AFTER_S = loop.RETRY_FIRST_S = outbox.RETRY_FIRST_S = 0.05
 
@@ -182,6 +185,18 @@ def _point_programs(points: Points) -> None:
 
     for module in (process, command, quarantine):
         vars(module)["run"] = pointed
+
+
+def _point_backups(points: Points) -> None:
+    """What a backup does in its thread: copies, links, and each chunk of what it sends."""
+    for part in (BackupService, Pictures):
+        work = part._thread
+
+        def pointed(self: Any, act: Any, *args: Any, work: Any = work, **more: Any) -> Any:
+            name = getattr(act, "__name__", "work")
+            return points.around(f"backup {name}", lambda: work(self, act, *args, **more))
+
+        part._thread = pointed  # type: ignore[method-assign, assignment]
 
 
 def _program(words: Sequence[str]) -> str:

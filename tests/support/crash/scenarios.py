@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import io
 import os
 import sqlite3
@@ -19,9 +20,13 @@ from functools import partial
 from pathlib import Path
 
 from harness import wire
+from reconciler.backup.reading import read
+from reconciler.cli.api import Hive
+from reconciler.cli.failure import Failure
 from reconciler.control import models as api
 from reconciler.control.client import ControlClient
 from reconciler.effects.git.command import ENVIRONMENT
+from reconciler.errors import HiveError
 from reconciler.model.names import AgentName
 from reconciler.model.states import Desired, Role
 from tests.support.crash.harness import HostAway, Refused
@@ -190,6 +195,24 @@ async def _crash(world: World) -> None:
     world.containers.crash(SMITH, exit_code=None, signal=9)
 
 
+async def _backup(world: World) -> None:
+    """Until a whole one came, as who writes the file sees it."""
+    link = Hive(str(world.directory / "run/control.sock"))
+
+    def take() -> bool:
+        try:
+            with link.download("/backup", 30.0, state=1) as answer:
+                return read(io.BytesIO(answer.read())).members > 0
+        except (HiveError, Failure, OSError, http.client.HTTPException):
+            return False
+
+    while True:
+        await world.up()
+        if await asyncio.to_thread(take):
+            return
+        await asyncio.sleep(0.005)
+
+
 # ------------------------------------------------------------------------------------------------ done
 def deployed(agent: str, generation: int) -> Done:
     return has("SELECT 1 FROM agents WHERE name = ? AND generation = ?", agent, generation)
@@ -216,6 +239,7 @@ SCENARIOS: dict[str, Scenario] = {
     "rollback": Scenario(_rollback, deployed(SMITH, 3), before=_applied),
     "purge": Scenario(_purge, has_not("SELECT 1 FROM agents WHERE name = 'smith'"), before=_destroyed),
     "hold": Scenario(_hold, has_not("SELECT 1 FROM holds")),
+    "backup": Scenario(_backup, has("SELECT 1 FROM audit WHERE action = 'hive.backup'")),
     "crash": Scenario(_crash, has("SELECT 1 FROM agents WHERE crashes = 1")),
 }
 
