@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from harness.wire import Outcome
 
 ERROR_MAX = 4000
-_BUDGET = re.compile(r"budget|credit balance is too low", re.IGNORECASE)
+_BUDGET = re.compile(r"refused by budget", re.IGNORECASE)
+_CREDIT = re.compile(r"credit balance is too low", re.IGNORECASE)
 _RETRY_AFTER = re.compile(r"\b(?:retry|try again)[ -](?:after|in) (\d{1,6})(?:\.\d+)? ?s", re.IGNORECASE)
 _MODEL = re.compile(r"\bmodel\b", re.IGNORECASE)
 _DENIED = frozenset({401, 403})
@@ -82,8 +83,10 @@ def _of_error(result: Result, api_error: str | None) -> Verdict:
         return Verdict("prompt_too_long", text)
     if reason.startswith("aborted"):
         return Verdict("crashed", "the turn was interrupted from inside the container")
-    if api_error == "billing_error" or (status in {402, 403, 429} and _BUDGET.search(text)):
+    if status in {402, 403, 429} and _BUDGET.search(text):
         return Verdict("budget", text)
+    if status == 402 or api_error == "billing_error" or _CREDIT.search(text):
+        return Verdict("credit", text)
     if status == 429 or api_error == "rate_limit":
         wait = _RETRY_AFTER.search(text)
         return Verdict("rate_limited", text, float(wait[1]) if wait and int(wait[1]) <= 604800 else None)
@@ -91,8 +94,10 @@ def _of_error(result: Result, api_error: str | None) -> Verdict:
         return Verdict("model_refused", text)
     if status in _DENIED or api_error == "authentication_failed" or "Not logged in" in text:
         return Verdict("auth", text)
+    if status is not None and status < 500:
+        return Verdict("api_error", text)  # it answered, and this request is not what it takes
     if status is not None or api_error is not None or reason == "api_error":
-        return Verdict("api_error", text)
+        return Verdict("unavailable", text)  # 5xx, no connection, no answer in time
     return Verdict("crashed", text)
 
 

@@ -129,6 +129,7 @@ class AgentService:
         storage: Storage,
         trouble: Callable[[AgentName], str | None],
         troubled: Callable[[], set[AgentName]],
+        shared: Callable[[], Sequence[str]] = list,
     ) -> None:
         self._store = store
         self._config = config
@@ -145,6 +146,7 @@ class AgentService:
         self._storage = storage
         self._trouble = trouble
         self._troubled = troubled
+        self._shared = shared
 
     # ------------------------------------------------------------------------------------------- reading
     async def all(self) -> list[api.Agent]:
@@ -292,7 +294,10 @@ class AgentService:
             gateway_connected=self._spending.connected,
             databases=list(await self._storage.sizes()),
             pruned_at=self._storage.pruned_at,
-            troubles=[_no_room(db) for db in (self._store.state, self._store.events) if db.full_since],
+            troubles=[
+                *(_no_room(db) for db in (self._store.state, self._store.events) if db.full_since),
+                *self._shared(),
+            ],
             hold=views.hold(whole[0]) if whole else None,
             held=sorted(held),
             stuck=sorted(stuck),

@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from reconciler import gatewaysigns
 from reconciler.agents import AgentService
 from reconciler.approvals.projection import project_meta, project_tag
 from reconciler.approvals.service import ApprovalService
@@ -29,6 +30,7 @@ from reconciler.broker.core import Seats
 from reconciler.broker.events import EventLog
 from reconciler.broker.loops import Limits
 from reconciler.broker.presence import Presence
+from reconciler.broker.troubles import Sign
 from reconciler.budgets import BudgetService
 from reconciler.config import Config, Sessions
 from reconciler.control.accounts import AccountService
@@ -48,7 +50,7 @@ from reconciler.effects.measures import RealMeasures
 from reconciler.effects.nix import RealNix
 from reconciler.effects.protocols import Clock, Containers, Git, HostFiles, Measures, Nix
 from reconciler.gateway.client import GatewayClient
-from reconciler.gateway.messages import LimitEvent, ModelEvent, RefusalEvent, UsageEvent
+from reconciler.gateway.messages import LimitEvent, ModelEvent, RefusalEvent, TroubleEvent, UsageEvent
 from reconciler.gatewaysync import GatewaySync
 from reconciler.lifecycle import LifecycleService
 from reconciler.model.names import AgentName
@@ -138,7 +140,8 @@ class Hived:
         nix, files = effects.nix, effects.host_files
         self.gateway = GatewayClient(
             run, on_limit=self._limited, on_refusal=self._refused, on_model=self._other_model,
-            on_usage=self._used, on_connect=self._gateway_connected, now=self.clock.now,
+            on_usage=self._used, on_trouble=self._in_difficulty, on_connect=self._gateway_connected,
+            now=self.clock.now,
         )  # fmt: skip
         self.gateway_sync = GatewaySync(store, self.gateway, self.clock, config.budget)
         self.events = EventLog(
@@ -178,7 +181,7 @@ class Hived:
             presence=presence, voice=self.broker, approvals=self.approvals, spending=self.gateway,
             wake=self.wake, models=lambda model: is_allowed_model(model, config.gateway.allowed_models),
             last_event_id=self.events.last_id, storage=self.retention,
-            trouble=self._trouble, troubled=self._in_trouble,
+            trouble=self._trouble, troubled=self._in_trouble, shared=self.broker.troubles.told,
         )  # fmt: skip
         tags = ProposalTags(store, self.git)
         doctor = DoctorService(
@@ -253,11 +256,23 @@ class Hived:
     async def _before_hello(self, name: AgentName) -> None:
         await self.containers.forbid_user_namespaces(name)
 
+    def _sign(self, sign: Sign | None) -> None:
+        if sign is not None:
+            self.broker.troubles.heard(sign)
+
     def _used(self, event: UsageEvent) -> None:
+        self._sign(gatewaysigns.of_usage(event))
         self.budgets.poke()
         self.recorder.usage(event)
 
+    def _in_difficulty(self, event: TroubleEvent) -> None:
+        self._sign(gatewaysigns.of_trouble(event))
+        self.events.announce(
+            "gateway.trouble", event.agent, str(event.status), status=event.status, message=event.message
+        )
+
     def _limited(self, event: LimitEvent) -> None:
+        self._sign(gatewaysigns.of_limit(event, self.clock.now()))
         self.events.announce(
             "gateway.limited", event.agent, "", status=event.status, message=event.message, until=event.until
         )
@@ -266,6 +281,7 @@ class Hived:
         self.events.announce("agent.limited", name, error.sort, sort=error.sort, message=error.message)
 
     def _refused(self, event: RefusalEvent) -> None:
+        self._sign(gatewaysigns.of_refusal(event))
         self.events.announce(
             "gateway.refused", event.agent, event.reason, reason=event.reason, message=event.message
         )

@@ -205,6 +205,8 @@ Outcome = Literal[
     "crashed",
     "model_refused",
     "api_error",
+    "unavailable",
+    "credit",
 ]
 
 

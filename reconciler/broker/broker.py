@@ -13,7 +13,9 @@ from reconciler.broker.orders import Orders
 from reconciler.broker.presence import Presence
 from reconciler.broker.questions import Questions
 from reconciler.broker.sending import Sending
+from reconciler.broker.settling import Settling
 from reconciler.broker.transcripts import Transcripts
+from reconciler.broker.troubles import Troubles
 from reconciler.broker.turns import OnHello, OnTurn, Turns
 from reconciler.control import models as api
 from reconciler.effects.protocols import Clock
@@ -49,8 +51,10 @@ class MessageBroker:
     ) -> None:
         self._core = Core(store, clock, events, presence, wake, seats)
         self._sending = Sending(self._core, limits)
-        self._delivery = Delivery(self._core)
-        self._turns = Turns(self._core, on_hello, on_turn)
+        self.troubles = Troubles(self._core)
+        presence.gate = self.troubles.gate
+        self._delivery = Delivery(self._core, self.troubles)
+        self._turns = Turns(self._core, Settling(self._core, self.troubles), on_hello, on_turn)
         self._transcripts = Transcripts(self._core)
         self._questions = Questions(self._core)
         self._loops = Loops(self._core)
@@ -63,12 +67,14 @@ class MessageBroker:
         await self._core.presence.load()
         for row in await turns.all_open(self._core.store.state):
             self._core.residency.busy(row["agent"], row["id"])
+        await self.troubles.load()
 
     async def run(self) -> None:
         """Tell of states and expire questions until cancelled."""
         async with asyncio.TaskGroup() as group:
             clock = self._core.clock
             group.create_task(lasting("presence", self._core.presence.run, clock), name="presence")
+            group.create_task(lasting("troubles", self.troubles.run, clock), name="troubles")
             group.create_task(lasting("questions", self._questions.run, clock), name="questions")
             group.create_task(lasting("parking", self._orders.park, clock), name="parking")
 
@@ -76,6 +82,7 @@ class MessageBroker:
         """Wake whom an event of another service concerns; the commits of this one wake by themselves."""
         if event.kind == "message.sent":
             self.nudge(AgentName(event.data["to"]))
+            self.troubles.look()
         elif event.agent is not None and event.kind.startswith("agent.") and "state" not in event.data:
             self.nudge(AgentName(event.agent))
 
@@ -88,6 +95,9 @@ class MessageBroker:
 
     async def mark_read(self, actor: Actor, message: int, *, dry_run: bool = False) -> api.Message:
         return await self._sending.mark_read(actor, message, dry_run=dry_run)
+
+    async def redeliver(self, actor: Actor, message: int, *, dry_run: bool = False) -> api.Message:
+        return await self._sending.redeliver(actor, message, dry_run=dry_run)
 
     async def questions(self) -> api.QuestionList:
         return await self._questions.page()
@@ -166,6 +176,8 @@ class MessageBroker:
         await self._sending.notify(agent, body, kind=kind, urgent=urgent, key=key)
 
     async def direct(self, agent: AgentName, kind: str, **data: object) -> None:
+        if kind == "wake":
+            self.troubles.urge(agent)
         await self._orders.give(agent, kind, **data)
 
     async def harness_gone(self, agent: AgentName) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from harness import wire
 from reconciler.broker import loops, outcomes, views
 from reconciler.broker.core import Core
+from reconciler.broker.troubles import Troubles
 from reconciler.errors import AgentError
 from reconciler.model.instants import MICRO, micros
 from reconciler.model.names import AgentName
@@ -26,8 +27,9 @@ BATCH_MAX_BYTES = 256 * 1024
 class Delivery:
     """Long polls of harnesses, and the ends of leases that no turn holds."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, troubles: Troubles) -> None:
         self._core = core
+        self._troubles = troubles
 
     async def inbox(
         self, agent: AgentName, boot: str, *, wait_s: float, limit: int, turn: int | None
@@ -86,7 +88,11 @@ class Delivery:
             return None  # what comes after a fresh session must not be told to the old one
         now = self._now()
         parked = agents.parked_until(row, now)
-        return None if parked is None else max(parked, agents.napping_until(row, now))
+        gate = self._troubles.gate(agent, row)
+        if parked is None or (gate is not None and gate.until is None):
+            return None
+        shared = gate.until or 0 if gate is not None else 0
+        return max(parked, shared, agents.napping_until(row, now))
 
     def _now(self) -> int:
         return micros(self._core.clock.now())
@@ -163,7 +169,7 @@ class Delivery:
         """The messages of a lease wait again, marked; nothing if they do."""
         async with self._core.store.state.quick() as tx:
             await self._check_lease(tx, agent, lease, "acked")
-            await leases.give_back(tx, lease, failed=False)
+            await leases.give_back(tx, lease)
             tx.after_commit(lambda: self._core.rest(agent))
             tx.after_commit(lambda: self._core.ring(agent))
 

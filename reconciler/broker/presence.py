@@ -7,7 +7,7 @@ the container), tells `agent.state` when the answer changes, and remembers since
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -112,6 +112,15 @@ class _Memory:
     retry_at: int | None = None
 
 
+class Closed(Protocol):
+    """Why an agent may begin no turn, and until when (microseconds; None: nobody knows)."""
+
+    @property
+    def until(self) -> int | None: ...
+    @property
+    def reason(self) -> str: ...
+
+
 class Publish(Protocol):
     """Write an event to history and stream."""
 
@@ -132,6 +141,7 @@ class Presence:
         self._passed: dict[str, int] = {}
         self._dirty: set[str] = set()
         self._news = Signal()
+        self.gate: Callable[[str, Row], Closed | None] = _open  # what keeps all agents, as far as it goes
         self._grace_until = micros(clock.now() + GRACE_S)
         self.residency: Residency | None = None  # of the broker, which is made after this
 
@@ -342,6 +352,14 @@ class Presence:
 
     def _facts(self, name: str, row: Row) -> Facts:
         memory, now = self._of(name), micros(self._clock.now())
+        parked_until, parked_reason = agents.parked_until(row, now), agents.parked_reason(row, now)
+        gate = self.gate(name, row)
+        if (
+            gate is not None
+            and parked_until is not None
+            and (gate.until is None or gate.until > parked_until)
+        ):
+            parked_until, parked_reason = gate.until, gate.reason
         return Facts(
             desired=Desired(row["desired"]),
             phase=memory.phase,
@@ -355,8 +373,8 @@ class Presence:
             no_seat=self.residency is not None and self.residency.is_waiting(name),
             held=bool(row["held"]),
             hold_reason=row["hold_reason"] or "",
-            parked_until=_whole_ms(agents.parked_until(row, now)),
-            parked_reason=agents.parked_reason(row, now),
+            parked_until=_whole_ms(parked_until),
+            parked_reason=parked_reason,
             napping_until=_whole_ms(agents.napping_until(row, now)) or 0,
             nap_reason=row["nap_reason"],
         )
@@ -376,6 +394,10 @@ class Presence:
             if row is not None and memory.context is None:
                 memory.context = _context(row)
         return memory.context
+
+
+def _open(_name: str, _row: Row) -> None:
+    """Nothing keeps anybody."""
 
 
 def _shown(row: Row) -> tuple[Shown, int]:

@@ -158,6 +158,26 @@ class Sending:
         assert row is not None, "messages are never deleted"
         return views.message(row)
 
+    async def redeliver(self, actor: Actor, message: int, *, dry_run: bool = False) -> api.Message:
+        """What was set aside after too many failed turns waits anew, marked as delivered before."""
+        must_be_operator(actor)
+        async with self._core.store.state.transaction(dry_run=dry_run) as tx:
+            row = await messages.get(tx, message)
+            if row is None:
+                raise OperatorError(f"there is no message {message}", code="not-found")
+            is_repeat = row["state"] == "queued" and row["redelivered"]
+            if not await messages.again(tx, message) and not is_repeat:
+                raise OperatorError(
+                    f"message {message} was not set aside",
+                    code="conflict",
+                    hint="only what failed too often can come once more; send it anew",
+                )
+            await tx.audit(actor.name, "message.redeliver", str(message))
+            self._ring_after(tx, row["recipient"], urgent=False)
+            row = await messages.get(tx, message)
+        assert row is not None, "messages are never deleted"
+        return views.message(row)
+
     def _ring_after(self, tx: Tx, *names: str, urgent: bool) -> None:
         """`urgent`: a nap may have ended by it, which is to be shown."""
 

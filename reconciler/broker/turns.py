@@ -14,12 +14,10 @@ from typing import Any
 import structlog
 
 from harness import wire
-from reconciler.broker import outcomes
 from reconciler.broker.core import Core, roster
-from reconciler.broker.sending import tell
+from reconciler.broker.settling import ERROR_MAX, Ended, Settling
 from reconciler.errors import AgentError, TemporaryError
-from reconciler.model.instants import micros
-from reconciler.model.names import OPERATOR, AgentName
+from reconciler.model.names import AgentName
 from reconciler.model.states import Role
 from reconciler.stats.counting import by_party
 from reconciler.store import agents, leases, messages, turns
@@ -30,21 +28,9 @@ log = structlog.get_logger("broker")
 
 ON_HELLO_S = 10.0
 ON_TURN_S = 2.0
-ERROR_MAX = 4000
 
 OnHello = Callable[[AgentName], Awaitable[None]]
 OnTurn = Callable[[AgentName], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a turn ended. `leases` as in `EndTurn`; `by_host`: the harness did not say so itself."""
-
-    outcome: str
-    error: str
-    retry_after_s: float | None = None
-    leases: frozenset[int] | None = None
-    by_host: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +44,11 @@ class Told:
 class Turns:
     """Hello, begin and end of turns, and what follows when a harness vanishes."""
 
-    def __init__(self, core: Core, on_hello: OnHello, on_turn: OnTurn | None = None) -> None:
+    def __init__(
+        self, core: Core, settling: Settling, on_hello: OnHello, on_turn: OnTurn | None = None
+    ) -> None:
         self._core = core
+        self._settling = settling
         self._on_hello = on_hello
         self._on_turn = on_turn
 
@@ -90,7 +79,7 @@ class Turns:
                 if turn["boot"] != request.boot or turn["id"] != request.turn
             ]
             for lease in await leases.orphans(tx, agent, request.boot):
-                await leases.give_back(tx, lease, failed=False)
+                await leases.give_back(tx, lease)
             if request.turn is None:
                 await turns.forget_orders(tx, agent, "cancel", "park")
             after = await turns.directives_done(tx, agent)
@@ -136,7 +125,7 @@ class Turns:
                 for turn in await turns.open_of(tx, agent)
             ]
             for lease in await leases.orphans(tx, agent, None):
-                await leases.give_back(tx, lease, failed=False)
+                await leases.give_back(tx, lease)
             await turns.forget_orders(tx, agent, "cancel", "park")
             tx.after_commit(lambda: self._core.presence.gone(agent))
             tx.after_commit(lambda: self._core.residency.gone(agent))
@@ -247,24 +236,15 @@ class Turns:
     async def _close(self, tx: Tx, row: Row, ended: Ended) -> Told:
         """End the open turn `row`."""
         agent, turn = AgentName(row["agent"]), int(row["id"])
-        counted = ended.outcome in outcomes.COUNTED
         manager = await agents.manager(tx)
         received = by_party(await messages.by_sender(tx, turn), manager)  # before some of them go back
         sent = by_party(await messages.by_recipient(tx, turn), manager)
-        failures = 0
-        for lease in await leases.of_turn(tx, turn):
-            arrived = ended.leases is None or lease in ended.leases or lease == row["lease_id"]
-            if ended.outcome in outcomes.GOOD and arrived:
-                await leases.ack(tx, lease)
-            else:
-                count = await leases.give_back(tx, lease, failed=counted and arrived)
-                failures = max(failures, count if arrived else 0)
+        settled = await self._settling.settle(tx, row, ended)
         depth = await messages.depth(tx, agent)
         figures = {"received": received, "sent": sent, "inbox_depth": depth}
         await turns.end(tx, turn, ended.outcome, ended.error[:ERROR_MAX], figures)
         if row["purpose"] == "compaction":
             await agents.want_compaction(tx, agent, wanted=False)  # one that failed is not tried for ever
-        await self._park(tx, agent, turn, ended, failures)
         data = {
             "turn": turn,
             "purpose": row["purpose"],
@@ -272,28 +252,13 @@ class Turns:
             "error": ended.error[:ERROR_MAX],
             "duration_ms": max(0, tx.now - row["begun_at"]) // 1000,
             "inbox_depth": depth,
+            **settled.shown(),
         }
         await tx.emit("turn.ended", agent, **data)
         tx.after_commit(lambda: self._core.presence.turn_ended(agent, turn))
         tx.after_commit(lambda: self._core.rest(agent))
         tx.after_commit(lambda: self._core.ring(agent))
         return Told(tx.now, data)
-
-    async def _park(self, tx: Tx, agent: AgentName, turn: int, ended: Ended, failures: int) -> None:
-        rest = outcomes.parking(ended.outcome, ended.retry_after_s, failures)
-        if rest is None or (ended.by_host and rest.seconds is not None):
-            return  # a harness that vanished is restarted with a delay of its own
-        until = None if rest.seconds is None else tx.now + micros(rest.seconds)
-        await agents.park(tx, agent, until, rest.reason)
-        if until is None:
-            await tell(
-                tx,
-                OPERATOR,
-                f"{agent} is parked: {rest.reason}. {ended.error[:2000]}\n`hive wake {agent}` lets it try "
-                f"once more; `hive cancel {agent}` during that turn drops the message.",
-                key=f"parked-{turn}",
-                urgent=True,
-            )
 
     async def _record(
         self,

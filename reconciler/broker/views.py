@@ -27,6 +27,8 @@ def message(row: Row) -> api.Message:
 
 
 def _state(row: Row) -> MessageState:
+    if row["set_aside_at"] is not None:
+        return MessageState.SET_ASIDE
     if row["due_at"] is None:
         return MessageState.HELD if row["state"] == MessageState.QUEUED else MessageState.DROPPED
     return MessageState(row["state"])

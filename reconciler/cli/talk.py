@@ -145,6 +145,12 @@ def cancel_question(options: Namespace, console: Console) -> int:
     return _became("question", found, options, console)
 
 
+def redeliver(options: Namespace, console: Console) -> int:
+    """`hive redeliver ID`"""
+    found = Hive().post(f"/messages/{options.id}/redeliver", {"dry_run": options.dry_run})
+    return _became("message", found, options, console)
+
+
 def _became(what: str, found: Json, options: Namespace, console: Console) -> int:
     """Say which state it has now, or would have."""
     if options.json:

@@ -377,6 +377,13 @@ _TALK = (
             switch("--dry-run", about="with --mark-read: say what would be done and do nothing"),
         ),
     ),
+    Verb(
+        "redeliver",
+        "Messages",
+        "Let a message that was set aside after too many failed turns come once more.",
+        "talk:redeliver",
+        (positional("id", "the message's number", type=whole), DRY_RUN),
+    ),
     Verb("loops", "Messages", "List agents that only feed each other, whose messages wait.", "loops:loops"),
     Verb(
         "deliver",

@@ -230,6 +230,9 @@ class ControlClient:
     async def mark_read(self, message: int) -> api.Message:
         return await self._post(api.Message, f"/messages/{message}/read")
 
+    async def redeliver(self, message: int) -> api.Message:
+        return await self._post(api.Message, f"/messages/{message}/redeliver")
+
     async def propose(self, request: api.Propose) -> api.Proposal:
         return await self._post(api.Proposal, "/proposals", request)
 

@@ -216,6 +216,15 @@ _TALK_ROUTES = (
         api.Write,
     ),
     Route(
+        "POST",
+        "/v1/messages/{id}/redeliver",
+        "Let a message that was set aside come once more.",
+        api.Message,
+        lambda c: c.services.broker.redeliver(c.actor, c.id, dry_run=c.body(api.Write).dry_run),
+        OPERATOR,
+        api.Write,
+    ),
+    Route(
         "GET",
         "/v1/loops",
         "Agents that only feed each other, whose messages are held or slowed.",

@@ -37,6 +37,7 @@ from reconciler.gateway.messages import (
     SetAgent,
     SetHive,
     SpendingRow,
+    TroubleEvent,
     UsageEvent,
 )
 from reconciler.gateway.packets import Closed, Packets
@@ -59,11 +60,11 @@ def _nothing(_event: object) -> None:
 class GatewayClient:
     """One connection to the gateway, made anew for ever; also a `Spending` for the service of agents.
 
-    `on_usage`, `on_limit`, `on_refusal` and `on_model` are called in order and must not block; events that
-    happen while hived is away are not told again, but what was spent is in `rows`, and `on_connect` is
-    called when all of that is known. `problems`: agent → why it is not served. `closures`: agents that get
-    no more of a day; `known`: they were asked for; `unknown`: days of which the ledger lost what was before
-    an instant (microseconds).
+    `on_usage`, `on_limit`, `on_refusal`, `on_trouble` and `on_model` are called in order and must not block;
+    events that happen while hived is away are not told again, but what was spent is in `rows`, and
+    `on_connect` is called when all of that is known. `problems`: agent → why it is not served. `closures`:
+    agents that get no more of a day; `known`: they were asked for; `unknown`: days of which the ledger lost
+    what was before an instant (microseconds).
     """
 
     def __init__(
@@ -73,12 +74,14 @@ class GatewayClient:
         on_usage: Callable[[UsageEvent], None] = _nothing,
         on_limit: Callable[[LimitEvent], None] = _nothing,
         on_refusal: Callable[[RefusalEvent], None] = _nothing,
+        on_trouble: Callable[[TroubleEvent], None] = _nothing,
         on_model: Callable[[ModelEvent], None] = _nothing,
         on_connect: Callable[[], None] = lambda: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._run_dir = run_dir
         self._on_usage, self._on_limit, self._on_refusal = on_usage, on_limit, on_refusal
+        self._on_trouble = on_trouble
         self._on_model, self._on_connect = on_model, on_connect
         self._now = now
         self.closures: dict[str, ClosureRow] = {}
@@ -290,6 +293,8 @@ class GatewayClient:
                 self._on_usage(event)
             case LimitEvent():
                 self._on_limit(event)
+            case TroubleEvent():
+                self._on_trouble(event)
             case RefusalEvent():
                 if event.closure is not None:
                     self.closures[event.agent] = event.closure

@@ -208,6 +208,20 @@ class LimitEvent(_Message):
     status: int
     message: str
     until: float | None
+    model: str = ""
+
+
+class TroubleEvent(_Message):
+    """The API refused a request for a reason that is no limit and may concern everybody who uses this
+    credential (401, 402, 403, no credit), or failed by itself (5xx)."""
+
+    kind: Literal["trouble"] = "trouble"
+    agent: str
+    turn: int | None
+    model: str
+    status: int
+    type: str
+    message: str
 
 
 class RefusalEvent(_Message):
@@ -235,6 +249,6 @@ class ModelEvent(_Message):
     answered: str | None = None
 
 
-Event = UsageEvent | LimitEvent | RefusalEvent | ModelEvent
-Reply = Answer | UsageEvent | LimitEvent | RefusalEvent | ModelEvent
+Event = UsageEvent | LimitEvent | TroubleEvent | RefusalEvent | ModelEvent
+Reply = Answer | UsageEvent | LimitEvent | TroubleEvent | RefusalEvent | ModelEvent
 REPLIES: TypeAdapter[Reply] = TypeAdapter(Annotated[Reply, Field(discriminator="kind")])

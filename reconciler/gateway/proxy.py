@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +20,15 @@ from reconciler.gateway.catalog import Catalog
 from reconciler.gateway.charges import Cashier
 from reconciler.gateway.credential import CredentialError
 from reconciler.gateway.deadlines import Bounds, Deadlines
-from reconciler.gateway.messages import AgentPolicy, ClosureRow, LimitEvent, ModelEvent, RefusalEvent
+from reconciler.gateway.messages import (
+    AgentPolicy,
+    ClosureRow,
+    LimitEvent,
+    ModelEvent,
+    RefusalEvent,
+    TroubleEvent,
+)
+from reconciler.gateway.notices import notice
 from reconciler.gateway.places import Allowance
 from reconciler.gateway.screening import BODY_LIMIT_BYTES, Refusal, Rules, Screened, forwarded_headers, screen
 from reconciler.gateway.upstream import Unreachable, Upstream
@@ -35,7 +42,6 @@ _PASSED_BACK = re.compile(r"content-type|request-id|retry-after|x-should-retry|a
 # A body that takes long to check keeps the others waiting; its agent then waits this many times as long.
 _SLOW_CHECK_S = 0.05
 _SLOW_CHECK_FACTOR = 4
-_LIMITED = frozenset({429, 529})
 _DATE = re.compile(r"-[0-9]{8}$")
 _MODELS_TOLD = 8
 
@@ -75,7 +81,7 @@ class Proxy:
         catalog: Catalog,
         deadlines: Deadlines,
         now: Callable[[], float],
-        tell: Callable[[LimitEvent | RefusalEvent | ModelEvent], None],
+        tell: Callable[[LimitEvent | TroubleEvent | RefusalEvent | ModelEvent], None],
     ) -> None:
         self._upstream = upstream
         self._cashier = cashier
@@ -163,7 +169,7 @@ class Proxy:
             path_and_query, raw, headers, deadline_s=self._deadlines.first_byte_s
         )
         async with answer:
-            return await self._whole(client, answer)
+            return await self._whole(client, answer, "")
 
     async def _message(
         self,
@@ -181,7 +187,7 @@ class Proxy:
             self._upstream.post(request.raw_path, body, headers, deadline_s=deadline)
         )
         try:
-            return await self._pass_back(client, request, sending, fate)
+            return await self._pass_back(client, request, screened.model, sending, fate)
         except (Unreachable, CredentialError) as error:
             fate.costs = isinstance(error, Unreachable) and error.sent
             raise
@@ -202,6 +208,7 @@ class Proxy:
         self,
         client: Client,
         request: web.BaseRequest,
+        model: str,
         sending: asyncio.Future[aiohttp.ClientResponse],
         fate: _Fate,
     ) -> web.StreamResponse:
@@ -209,23 +216,17 @@ class Proxy:
         fate.costs = answer.status == 200
         if fate.costs and answer.content_type == "text/event-stream":
             return await self._stream(client, request, answer, fate.meter)
-        response = await self._whole(client, answer)
+        response = await self._whole(client, answer, model)
         fate.meter.read_whole(response.body)
         return response
 
-    async def _whole(self, client: Client, answer: aiohttp.ClientResponse) -> web.Response:
-        """An answer in one piece, passed on; a limit is told to the host, too."""
+    async def _whole(self, client: Client, answer: aiohttp.ClientResponse, model: str) -> web.Response:
+        """An answer in one piece, passed on; a limit and what may concern everybody is told to the host."""
         text = await self._upstream.read(answer)
-        if answer.status in _LIMITED:
-            self._tell(
-                LimitEvent(
-                    agent=client.policy.agent,
-                    turn=client.policy.turn,
-                    status=answer.status,
-                    message=text[:500].decode("utf-8", "replace"),
-                    until=_until(answer.headers.get("retry-after", ""), self._now()),
-                )
-            )
+        policy = client.policy
+        told = notice(answer.status, text, answer.headers.get("retry-after", ""), self._now())
+        if told is not None:
+            self._tell(told.event(agent=policy.agent, turn=policy.turn, model=model))
         return web.Response(status=answer.status, body=text, headers=_passed_back(answer))
 
     async def _stream(
@@ -328,12 +329,3 @@ def _passed_back(answer: aiohttp.ClientResponse) -> dict[str, str]:
     return {
         name.lower(): value for name, value in answer.headers.items() if _PASSED_BACK.fullmatch(name.lower())
     }
-
-
-def _until(retry_after: str, now: float) -> float | None:
-    """The instant that a retry-after header means, as seconds or as a date."""
-    if retry_after.isdigit() and len(retry_after) < 8:
-        return now + int(retry_after)
-    with contextlib.suppress(ValueError):
-        return email.utils.parsedate_to_datetime(retry_after).timestamp()
-    return None

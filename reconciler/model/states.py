@@ -50,7 +50,8 @@ class ProposalKind(StrEnum):
 class MessageState(StrEnum):
     """`queued` waits, `leased` is with a turn that has not ended, `acked` was consumed by a good turn,
     `read` was seen by the operator. `held` waits for the operator, because agents only fed each other;
-    `dropped` is what the operator then decided not to deliver."""
+    `dropped` is what the operator then decided not to deliver. `set_aside` failed too many turns and is
+    delivered no more."""
 
     QUEUED = "queued"
     LEASED = "leased"
@@ -58,6 +59,7 @@ class MessageState(StrEnum):
     READ = "read"
     HELD = "held"
     DROPPED = "dropped"
+    SET_ASIDE = "set_aside"
 
 
 class AgentState(StrEnum):

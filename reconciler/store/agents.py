@@ -79,6 +79,37 @@ async def park(tx: Tx, name: str, until: int | None, reason: str) -> None:
     )
 
 
+async def unpark(tx: Tx, reasons: Sequence[str]) -> None:
+    """End every parking of these reasons."""
+    for reason in reasons:
+        await tx.run(
+            "UPDATE agents SET parked_until_at = NULL, parked_reason = '' WHERE parked_reason = ?", reason
+        )
+
+
+async def is_being_stopped(reader: Reader, name: str) -> bool:
+    """Whether hived itself is about to end the container, or just did: a stop, a restart, an activation."""
+    row = await reader.one(
+        "SELECT desired <> 'running' OR restart_wanted > restart_done OR EXISTS (SELECT 1 FROM proposals p "
+        "WHERE p.agent = a.name AND p.state = 'activating') AS asked FROM agents a WHERE name = ?",
+        name,
+    )
+    return row is not None and bool(row["asked"])
+
+
+async def waiting(reader: Reader, now: int) -> Sequence[Row]:
+    """Agents that should run and have messages that may be delivered: `COLUMNS`, the oldest (`first`), and
+    whether one of them is the operator's (`asked`)."""
+    return await reader.all(
+        f"SELECT {COLUMNS}, (SELECT MIN(id) FROM messages m WHERE m.recipient = a.name "  # noqa: S608 - constant
+        "AND m.state = 'queued' AND m.due_at <= ?1) AS first, "
+        "EXISTS (SELECT 1 FROM messages m WHERE m.recipient = a.name AND m.state = 'queued' "
+        "AND m.sender = 'operator') AS asked FROM agents a "
+        "WHERE a.desired = 'running' AND first IS NOT NULL ORDER BY a.name",
+        now,
+    )
+
+
 async def set_status(tx: Tx, name: str, text: str) -> None:
     """The short text that the agent shows beside its name."""
     await tx.run("UPDATE agents SET status = ? WHERE name = ?", text, name)

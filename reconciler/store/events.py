@@ -201,7 +201,8 @@ async def record_turn_begun(tx: Tx, agent: str, at: int, data: Mapping[str, Any]
 
 async def record_turn_ended(tx: Tx, agent: str, at: int, data: Mapping[str, Any]) -> None:
     """The last line of a turn, from its `turn.ended` event; its figures are `reconciler.stats.recorder`'s."""
-    shown = {key: data[key] for key in ("outcome", "error", "duration_ms")}
+    told = ("outcome", "error", "duration_ms", "hint", "reason", "until", "set_aside")
+    shown = {key: data[key] for key in told if key in data}
     await add_lines(tx, agent, data["turn"], [Line(SEQ_END, at, "turn_end", shown)])
 
 

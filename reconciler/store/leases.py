@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from reconciler.store import agents
 from reconciler.store.db import Reader, Row, Tx
@@ -77,22 +78,43 @@ async def ack(tx: Tx, lease: int) -> None:
         await tx.run("UPDATE messages SET state = 'acked' WHERE lease_id = ? AND state = 'leased'", lease)
 
 
-async def give_back(tx: Tx, lease: int, *, failed: bool) -> int:
-    """Its messages wait again, marked; `failed` counts against them. The highest count among them now, 0 if
-    the lease had ended."""
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a turn that failed says about its messages. `counted`: it counts against them; `proven_by`: it
+    counts against those that had failed before that instant (a request succeeded then, microseconds);
+    `deferred`: others are to go first."""
+
+    counted: bool = False
+    proven_by: int | None = None
+    deferred: bool = False
+
+
+NO_FAULT = Fault()
+
+
+async def give_back(tx: Tx, lease: int, fault: Fault = NO_FAULT) -> Sequence[Row]:
+    """Its messages wait again, marked. Those whose failures were counted, with the new count; none if the
+    lease had ended."""
     if not await _end(tx, lease, "returned"):
-        return 0
+        return []
     found = await messages(tx, lease)
+    counts = "(?2 OR (?3 IS NOT NULL AND returned_at IS NOT NULL AND returned_at < ?3))"
+    failed = fault.counted or fault.proven_by is not None or fault.deferred
+    rows = await tx.all(
+        "SELECT id, failures + 1 AS failures FROM messages WHERE lease_id = ?1 AND state = 'leased' "  # noqa: S608 - constant
+        f"AND {counts} ORDER BY id",
+        *(lease, fault.counted, fault.proven_by),
+    )
     await tx.run(
-        "UPDATE messages SET state = 'queued', redelivered = 1, lease_id = NULL, failures = failures + ? "
-        "WHERE lease_id = ? AND state = 'leased'",
-        failed,
-        lease,
+        f"UPDATE messages SET state = 'queued', redelivered = 1, lease_id = NULL, "  # noqa: S608 - constant
+        f"failures = failures + {counts}, returned_at = CASE WHEN ?5 THEN ?6 ELSE returned_at END, "
+        "deferred = deferred OR ?4 WHERE lease_id = ?1 AND state = 'leased'",
+        *(lease, fault.counted, fault.proven_by, fault.deferred, failed, tx.now),
     )
     for row in found:
         if row["urgent"]:
             await agents.end_nap(tx, row["recipient"])
-    return max((int(row["failures"]) for row in found), default=0) + failed if found else 0
+    return rows
 
 
 async def _end(tx: Tx, lease: int, state: str) -> bool:

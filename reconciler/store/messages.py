@@ -1,6 +1,7 @@
 """Messages: who wrote what to whom, and whether it was consumed. States: queued → leased → acked, and back to
 queued when a lease is returned; the operator's go queued → read. One that the loop guard delays is queued and
-not due; one that the operator dropped then is acked without a lease, and has no `due_at`.
+not due; one that the operator dropped then is acked without a lease, and has no `due_at`. One that failed too
+often is set aside: acked by the host itself, with `set_aside_at`.
 """
 
 from __future__ import annotations
@@ -129,10 +130,19 @@ async def by_recipient(reader: Reader, turn: int) -> dict[str, int]:
 
 
 async def due(reader: Reader, recipient: str, limit: int, now: int) -> Sequence[Row]:
-    """The oldest that wait and may be delivered at `now` (microseconds), in order."""
+    """The oldest that wait and may be delivered at `now` (microseconds), in order; those that let others go
+    first stand behind."""
+    rows = await _due(reader, recipient, limit, now, deferred=False)
+    if len(rows) < limit:
+        rows = [*rows, *await _due(reader, recipient, limit - len(rows), now, deferred=True)]
+    return rows
+
+
+async def _due(reader: Reader, recipient: str, limit: int, now: int, *, deferred: bool) -> Sequence[Row]:
     return await reader.all(
-        "SELECT * FROM messages WHERE recipient = ? AND state = 'queued' AND due_at <= ? ORDER BY id LIMIT ?",
-        *(recipient, now, limit),
+        "SELECT * FROM messages WHERE recipient = ? AND state = 'queued' AND due_at <= ? AND deferred = ? "
+        "ORDER BY id LIMIT ?",
+        *(recipient, now, deferred, limit),
     )
 
 
@@ -140,6 +150,31 @@ async def due_count(reader: Reader, recipient: str, now: int) -> int:
     """How many those are."""
     sql = "SELECT COUNT(*) AS n FROM messages WHERE recipient = ? AND state = 'queued' AND due_at <= ?"
     return await _count(reader, sql, recipient, now)
+
+
+async def set_aside(tx: Tx, message: int) -> None:
+    """Deliver it no more, until somebody wants it `again`."""
+    await tx.run(
+        "UPDATE messages SET state = 'acked', set_aside_at = ? WHERE id = ? AND state = 'queued'",
+        tx.now,
+        message,
+    )
+
+
+async def again(tx: Tx, message: int) -> bool:
+    """What was set aside waits anew, its failures forgiven; False if it was not."""
+    done = await tx.run(
+        "UPDATE messages SET state = 'queued', set_aside_at = NULL, failures = 0, returned_at = NULL, "
+        "deferred = 0, lease_id = NULL WHERE id = ? AND set_aside_at IS NOT NULL",
+        message,
+    )
+    return bool(done.changed)
+
+
+async def set_aside_since(reader: Reader, recipient: str, instant: int) -> int:
+    """How many messages for `recipient` were set aside after that instant."""
+    sql = "SELECT COUNT(*) AS n FROM messages WHERE recipient = ? AND set_aside_at > ?"
+    return await _count(reader, sql, recipient, instant)
 
 
 async def urgent_waits(reader: Reader, recipient: str) -> bool:

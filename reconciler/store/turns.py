@@ -82,6 +82,44 @@ async def end(tx: Tx, turn: int, outcome: str, error: str, figures: Mapping[str,
     )
 
 
+async def last_good(reader: Reader, agent: str) -> tuple[int, int]:
+    """The newest turn that ended well, and when it did; zeros if there is none."""
+    row = await reader.one(
+        "SELECT id, ended_at FROM turns WHERE agent = ? AND state = 'ended' "
+        "AND outcome IN ('ok', 'cancelled') ORDER BY id DESC LIMIT 1",
+        agent,
+    )
+    return (0, 0) if row is None else (int(row["id"]), int(row["ended_at"]))
+
+
+async def failed_since(reader: Reader, agent: str, turn: int) -> int:
+    """How many turns after that one have ended, all of them badly."""
+    row = await reader.one(
+        "SELECT COUNT(*) AS n FROM (SELECT 1 FROM turns WHERE agent = ? AND state = 'ended' AND id > ? "
+        "LIMIT 100)",
+        agent,
+        turn,
+    )
+    assert row is not None, "a count has one row"
+    return int(row["n"])
+
+
+async def last_of(reader: Reader, agent: str) -> Row | None:
+    """The newest turn that ended."""
+    return await reader.one(
+        "SELECT * FROM turns WHERE agent = ? AND state = 'ended' ORDER BY id DESC LIMIT 1", agent
+    )
+
+
+async def last_models(reader: Reader) -> dict[str, str]:
+    """Agent → the model of its newest turn."""
+    rows = await reader.all(
+        "SELECT t.agent, t.model FROM agents a JOIN turns t ON t.id = (SELECT MAX(id) FROM turns "
+        "WHERE agent = a.name AND state IN ('open', 'ended'))"
+    )
+    return {row["agent"]: row["model"] for row in rows}
+
+
 # ------------------------------------------------------------------------------------------------ directives
 async def direct(tx: Tx, agent: str, kind: str, data: Mapping[str, object]) -> int:
     """Put an order down for the agent's harness; its id. Beyond `DIRECTIVES_KEPT` the oldest go."""

@@ -70,6 +70,7 @@ async def test_purge_needs_the_name_again(services: FakeServices) -> None:
         ("cancel-proposal 1", "would be cancelled"),
         ("send scout hello", "would send it to scout"),
         ("messages --mark-read 1", "would be"),
+        ("redeliver 1", "would be queued"),
         ("answer 1 blue", "would be answered"),
         ("cancel-question 1", "would be cancelled"),
         ("model scout opus", "would set scout"),

@@ -230,7 +230,7 @@ async def test_an_api_failure_is_told_by_its_status(tmp_path: Path) -> None:
     async with session(tmp_path, *plans) as talk:
         verdict = classify(await talk.run("busy"))
         assert (verdict.outcome, verdict.retry_after_s) == ("rate_limited", 90.0)
-        assert classify(await talk.run("broken")).outcome == "api_error"
+        assert classify(await talk.run("broken")).outcome == "unavailable"
         assert classify(await talk.run("stranger")).outcome == "auth"
         assert classify(await talk.run("spent")).outcome == "budget"
         assert classify(await talk.run("dear")).outcome == "model_refused"

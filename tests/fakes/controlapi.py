@@ -165,6 +165,7 @@ class FakeControlApi:
             "/loops/{name}/{peer}": self._decide_loop,
             "/messages": self._send,
             "/messages/{id}/read": self._read,
+            "/messages/{id}/redeliver": self._redeliver,
             "/proposals/{id}/{verb:approve|deny|cancel}": self._decide,
             "/questions/{id}/{verb:answer|cancel}": self._answer,
         }
@@ -444,6 +445,13 @@ class FakeControlApi:
             update={"state": MessageState.READ}
         )
         self.emit("message.read")
+        return self.world.messages[index]
+
+    async def _redeliver(self, request: web.Request) -> api.Message:
+        index = int(request.match_info["id"]) - 1
+        self.world.messages[index] = self.world.messages[index].model_copy(
+            update={"state": MessageState.QUEUED, "redelivered": True}
+        )
         return self.world.messages[index]
 
     async def _decide(self, request: web.Request) -> api.Proposal:

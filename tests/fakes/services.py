@@ -219,6 +219,13 @@ class FakeBroker:
                 return stored.model_copy(update={"state": MessageState.READ})
         raise _missing("message", message)
 
+    async def redeliver(self, actor: Actor, message: int, *, dry_run: bool = False) -> api.Message:
+        self._note("redeliver", actor, message, dry_run)
+        for stored in self.stored:
+            if stored.id == message:
+                return stored.model_copy(update={"state": MessageState.QUEUED})
+        raise _missing("message", message)
+
     async def questions(self) -> api.QuestionList:
         return api.QuestionList(items=list(self.open_questions.values()))
 

@@ -13,9 +13,21 @@ import pytest_asyncio
 
 from harness import wire
 from reconciler.broker import claims, outcomes
-from reconciler.errors import AgentError, PermanentError, TemporaryError
+from reconciler.broker.troubles import Sign
+from reconciler.errors import AgentError, OperatorError, PermanentError, TemporaryError
 from reconciler.store import turns as turn_rows
-from tests.support.brokers import BOOT, BOSS, OTHER_BOOT, SCOUT, SMITH, World, event, events
+from tests.support.brokers import (
+    ALICE,
+    BOOT,
+    BOSS,
+    OTHER_BOOT,
+    SCOUT,
+    SMITH,
+    VIEWER,
+    World,
+    event,
+    events,
+)
 
 pytestmark = pytest.mark.asyncio
 
@@ -262,8 +274,12 @@ async def test_a_harness_that_forgot_its_turn_loses_it(world: World) -> None:
     ("outcome", "retry_after_s", "parked_s", "failures"),
     [
         ("rate_limited", 300.0, 300, 0),
-        ("rate_limited", None, 60, 0),
+        ("rate_limited", None, 30, 0),
+        ("rate_limited", 9000.0, 3600, 0),
         ("auth", None, 60, 0),
+        ("credit", None, 60, 0),
+        ("unavailable", None, 5, 0),
+        ("model_refused", None, 60, 0),
         ("budget", None, 900, 0),
         ("crashed", None, 1, 1),
         ("api_error", None, 1, 1),
@@ -294,28 +310,145 @@ async def fail_turns(world: World, times: int) -> list[list[str]]:
     return seen
 
 
-async def test_a_message_that_keeps_failing_goes_alone_and_then_parks_its_agent_and_the_operator_is_told(
+async def to_operator(world: World) -> list[str]:
+    """What the operator was told, oldest first."""
+    found = (await world.broker.messages(agent="operator", before=None, limit=50)).items
+    return [message.body for message in reversed(found)]
+
+
+async def test_a_message_that_keeps_failing_goes_alone_and_is_set_aside_and_people_are_told(
     world: World,
 ) -> None:
     await world.event(SMITH, "poison")
     await world.event(SMITH, "harmless")
     seen = await fail_turns(world, outcomes.FAILURES_MAX)
     assert seen == [["poison", "harmless"]] * 2 + [["poison"]] * 3
+    assert await states(world) == [("acked", 1, 5), ("queued", 1, 2), ("queued", 0, 0), ("queued", 0, 0)]
+    world.clock.advance(100)
+    turn, inbox = await world.turn(SMITH)
+    assert [m.body for m in inbox.messages] == ["harmless"], "the agent goes on with the next"
+    await world.end(SMITH, turn)
+
+    [told] = await to_operator(world)
+    assert "Message 1 from system to smith was set aside: 5 turns over it failed" in told
+    assert "Its container says: segmentation fault" in told
+    assert "hive redeliver 1" in told
+    [manager] = (await world.poll(BOSS)).messages
+    assert "Message 1 from system to smith was set aside" in manager.body
+    assert "segmentation" not in manager.body, "a container's words are not the host's"
+    [shown] = (await world.broker.messages(agent="smith", before=2, limit=5)).items
+    assert shown.state == "set_aside"
+
+
+async def test_what_was_set_aside_comes_again_when_the_operator_wants_it(world: World) -> None:
+    await world.event(SMITH, "poison")
+    await fail_turns(world, outcomes.FAILURES_MAX)
+    rehearsed = await world.broker.redeliver(ALICE, 1, dry_run=True)
+    assert rehearsed.state == "queued"
+    assert (await world.poll(SMITH)).messages == []
+    await world.broker.redeliver(ALICE, 1)
+    turn, inbox = await world.turn(SMITH)
+    assert [(m.body, m.redelivered) for m in inbox.messages] == [("poison", True)]
+    await world.end(SMITH, turn)
+    for number, code in ((1, "conflict"), (99, "not-found")):
+        with pytest.raises(OperatorError) as caught:
+            await world.broker.redeliver(ALICE, number)
+        assert caught.value.code == code
+    with pytest.raises(OperatorError, match="viewer"):
+        await world.broker.redeliver(VIEWER, 1)
+
+
+async def test_when_message_after_message_fails_the_agent_is_parked_and_loses_no_more(world: World) -> None:
+    for number in range(5):
+        await world.event(SMITH, f"task {number}")
+    tries = 0
+    while "in a row" not in (await world.presence.now(SMITH)).reason:
+        await fail_turns(world, 1)
+        tries += 1
+        assert tries < 40
+    left = [state for state, _, _ in await states(world)][:5]
+    assert left == ["acked"] * outcomes.ASIDE_MAX + ["queued"] * 2
     world.clock.advance(10**6)
     assert (await world.poll(SMITH)).messages == []
-    [message] = (await world.broker.messages(agent="operator", before=None, limit=5)).items
-    assert "smith is parked: a message failed 5 turns" in message.body
-    assert "segmentation fault" in message.body
     now = await world.presence.now(SMITH)
     assert (now.state, now.until) == ("parked", None)
+    assert "3 messages in a row failed" in now.reason
+    told = await to_operator(world)
+    assert len(told) == outcomes.ASIDE_MAX + 1
+    assert "smith is parked: 3 messages in a row failed" in told[-1]
+    assert "hive wake smith" in told[-1]
 
-    # `hive wake` is one try more, `hive cancel` during it drops the message.
-    await world.set("smith", parked_reason="", parked_until_at=None)
-    turn, inbox = await world.turn(SMITH)
-    assert [m.body for m in inbox.messages] == ["poison"]
-    await world.end(SMITH, turn, "cancelled")
-    world.clock.advance(100)
-    assert [m.body for m in (await world.poll(SMITH)).messages] == ["harmless"]
+    await world.set("smith", parked_reason="", parked_until_at=None)  # as `hive wake` does
+    turn, _ = await world.turn(SMITH)
+    await world.end(SMITH, turn)
+
+
+async def test_a_turn_that_hived_itself_ends_counts_against_nothing(world: World) -> None:
+    await world.event(SMITH)
+    for restarts in range(1, outcomes.FAILURES_MAX + 3):
+        world.clock.advance(100)
+        turn, _ = await world.turn(SMITH)
+        await world.set("smith", restart_wanted=restarts)
+        await world.end(SMITH, turn, "crashed", error="the container was stopped during the turn")
+        await world.set("smith", restart_done=restarts)
+    assert await states(world) == [("queued", 1, 0)]
+
+
+async def test_without_an_answer_from_the_api_nothing_is_set_aside_and_others_get_their_try(
+    world: World,
+) -> None:
+    await world.event(SMITH, "first")
+    seen: list[str] = []
+    for number in range(20):
+        if number == outcomes.DEFER_AFTER:
+            await world.event(SMITH, "second")
+        world.clock.advance(1000)
+        turn, inbox = await world.turn(SMITH)
+        seen.append(inbox.messages[0].body)
+        await world.end(SMITH, turn, "unavailable")
+    assert [state for state, _, _ in await states(world)] == ["queued", "queued"]
+    assert seen[: outcomes.DEFER_AFTER] == ["first"] * outcomes.DEFER_AFTER
+    assert seen[outcomes.DEFER_AFTER] == "second"
+    assert await to_operator(world) == []
+
+
+async def test_a_message_that_fails_although_others_are_answered_is_to_blame(world: World) -> None:
+    await world.event(SMITH, "poison")
+    tries = 0
+    while (await states(world))[0][0] == "queued":
+        world.clock.advance(1000)
+        turn, _ = await world.turn(SMITH)
+        world.clock.advance(10)
+        await world.end(SMITH, turn, "unavailable")
+        world.clock.advance(10)
+        world.broker.troubles.heard(Sign("ok", "hm1nd", "opus"))
+        tries += 1
+        assert tries < 20
+    assert tries == outcomes.FAILURES_MAX + 1, "the first failure proves nothing"
+
+
+async def test_what_an_agent_is_makes_turns_fail_and_people_are_told_once(world: World) -> None:
+    await world.event(SMITH)
+    for _ in range(outcomes.TELL_AFTER + 3):
+        world.clock.advance(1000)
+        turn, _ = await world.turn(SMITH)
+        await world.end(SMITH, turn, "model_refused", error="no such model")
+    [told] = await to_operator(world)
+    assert "smith is parked: 3 turns failed: the model may not be used" in told
+    assert "hive model smith MODEL" in told
+    assert (await states(world))[0] == ("queued", 1, 0)
+
+
+async def test_a_turn_beyond_its_own_budget_counts_against_its_messages(world: World) -> None:
+    await world.event(SMITH)
+    turn, _ = await world.turn(SMITH)
+    world.broker.troubles.heard(Sign("turn_budget", "smith", turn=turn))
+    await world.end(SMITH, turn, "budget")
+    assert (await states(world))[0] == ("queued", 1, 1)
+    world.clock.advance(1000)
+    turn, _ = await world.turn(SMITH)
+    await world.end(SMITH, turn, "budget")
+    assert (await states(world))[0] == ("queued", 1, 1), "another turn, another reason"
 
 
 async def test_the_faults_of_the_world_never_count_against_a_message(world: World) -> None:

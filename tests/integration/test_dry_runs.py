@@ -108,6 +108,7 @@ class World:
             (f"/proposals/{ids['second']}/approve", {"digest": self.digests["second"], "note": "yes"}),
             ("/messages", {"to": "*", "body": "hello", "key": "12345678"}),
             (f"/messages/{ids['message']}/read", {}),
+            (f"/messages/{ids['aside']}/redeliver", {}),
             (f"/questions/{ids['question']}/answer", {"text": "blue"}),
             (f"/questions/{ids['doubt']}/cancel", {}),
             ("/login-links", {"user": "vera", "role": "viewer"}),
@@ -180,6 +181,8 @@ async def _fill(world: World) -> None:
     world.ids["spawn"] = (await world.made("/agents", {"name": "idea"}))["id"]
     async with world.store.state.transaction() as tx:
         await messages.add(tx, NewMessage("scout", "smith", "and you?", hops=99, due_at=None))
+        world.ids["aside"] = await messages.add(tx, NewMessage("operator", "scout", "too much"))
+        await messages.set_aside(tx, world.ids["aside"])
         world.ids["message"] = await messages.add(tx, NewMessage("scout", "operator", "done"))
         for label in ("question", "doubt"):
             world.ids[label] = await questions.ask(
@@ -290,6 +293,8 @@ async def test_a_dry_run_is_refused_for_the_same_reasons(world: World) -> None:
         ("/messages", {"to": "scout", "body": "x" * 70_000}, "too-large"),
         ("/messages", {"to": "scout", "body": "x", "in_reply_to": 99}, "not-found"),
         ("/messages/99/read", {}, "not-found"),
+        ("/messages/99/redeliver", {}, "not-found"),
+        (f"/messages/{ids['message']}/redeliver", {}, "conflict"),
         ("/questions/99/answer", {"text": "x"}, "not-found"),
         (f"/questions/{ids['question']}/answer", {"text": " "}, "invalid"),
         ("/questions/99/cancel", {}, "not-found"),

@@ -30,6 +30,7 @@ WRITES = {
     "/questions/1/answer": {"text": "x"},
     "/questions/1/cancel": {},
     "/messages/1/read": {},
+    "/messages/1/redeliver": {},
     "/logout": {},
 }
 

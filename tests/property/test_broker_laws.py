@@ -3,6 +3,7 @@
 - What was sent is consumed by exactly one good turn, or still waits: never lost, never twice.
 - Between two parties the order of sending is the order of delivery.
 - A message is marked redelivered if and only if it was given back before.
+- One that fails too many turns by its own fault is set aside, and never before.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 from unittest import mock
 
 import aiosqlite
@@ -29,6 +31,8 @@ from tests.support.brokers import SCOUT, SMITH, World
 
 EXAMPLES = max(25, settings.default.max_examples // 4) if settings.default else 25
 AGENTS = (SCOUT, SMITH)
+# Half of the turns end well.
+OUTCOMES: tuple[wire.Outcome, ...] = (*get_args(wire.Outcome), *["ok"] * len(get_args(wire.Outcome)))  # type: ignore[arg-type]
 Kind = Literal["send", "poll", "begin", "recv", "end", "ack", "return", "gone", "restart", "greet", "anew"]
 _AROUND: tuple[Kind, ...] = ("send", "send", "gone", "restart", "greet", "anew")
 # What can happen to a harness that is idle, holds a lease, or is in a turn; repeats are weights.
@@ -62,7 +66,7 @@ def ops(*, deaths: bool) -> st.SearchStrategy[list[Op]]:
         Op,
         pick=st.integers(0, 10_000),
         agent=st.sampled_from(AGENTS),
-        outcome=st.sampled_from(("ok", "ok", "ok", "cancelled", "crashed", "rate_limited")),
+        outcome=st.sampled_from(OUTCOMES),
         limit=st.sampled_from((1, 2, 50)),
         lost=st.just(False) if deaths else st.booleans(),
         dies_at=st.none() | st.integers(1, 30) if deaths else st.none(),
@@ -109,6 +113,8 @@ class Held:
     redelivered: bool = False
     failures: int = 0
     lease: int | None = None
+    deferred: bool = False
+    aside: bool = False
 
 
 @dataclass
@@ -120,6 +126,7 @@ class Party:
     known: int | None = None
     turn: int | None = None
     leases: dict[int, bool] = field(default_factory=dict)
+    failed: int = 0
 
     @property
     def boot(self) -> str:
@@ -135,7 +142,7 @@ class Model:
 
     def due(self, agent: AgentName, limit: int) -> list[Held]:
         found: list[Held] = []
-        for held in self.messages:
+        for held in sorted(self.messages, key=lambda one: (one.deferred, one.id)):
             if held.to != agent or held.state != "queued":
                 continue
             troubled = held.failures >= outcomes.ALONE_AFTER
@@ -157,17 +164,23 @@ class Model:
         for held in self.under(lease):
             held.state = "acked"
 
-    def give_back(self, lease: int, *, failed: bool) -> None:
+    def give_back(self, lease: int, *, failed: bool, deferred: bool = False) -> None:
         for held in self.under(lease):
             held.state, held.redelivered, held.lease = "queued", True, None
             held.failures += failed
+            held.deferred |= deferred
+            if failed and held.failures >= outcomes.FAILURES_MAX:
+                held.state, held.aside = "acked", True
 
     def close(self, party: Party, outcome: str) -> None:
+        party.failed = 0 if outcome in outcomes.GOOD else party.failed + 1
+        deferred = outcome == "unavailable" and party.failed >= outcomes.DEFER_AFTER
         for lease, arrived in party.leases.items():
             if outcome in outcomes.GOOD and arrived:
                 self.ack(lease)
             else:
-                self.give_back(lease, failed=arrived and outcome in outcomes.COUNTED)
+                failed = arrived and outcome in outcomes.COUNTED
+                self.give_back(lease, failed=failed, deferred=arrived and deferred)
         party.turn, party.leases = None, {}
 
     def vanish(self, party: Party) -> None:
@@ -198,7 +211,7 @@ class Comparison:
 
     async def compare(self) -> None:
         rows = await self.world.store.state.all(
-            "SELECT id, recipient, state, redelivered, failures, lease_id FROM messages ORDER BY id"
+            "SELECT * FROM messages WHERE recipient <> 'operator' ORDER BY id"
         )
         found = [
             Held(
@@ -208,6 +221,8 @@ class Comparison:
                 bool(r["redelivered"]),
                 r["failures"],
                 r["lease_id"],
+                bool(r["deferred"]),
+                r["set_aside_at"] is not None,
             )
             for r in rows
         ]
@@ -379,6 +394,7 @@ class Deaths:
         self.pending_sends: dict[AgentName, str] = {}
         self.consumed: list[int] = []
         self.first_seen: dict[AgentName, list[int]] = {name: [] for name in AGENTS}
+        self.given: defaultdict[int, list[bool]] = defaultdict(list)
 
     async def run(self, script: list[Op]) -> None:
         for harness in self.harnesses.values():
@@ -425,6 +441,8 @@ class Deaths:
             return
         if inbox.lease not in me.got:  # else it is handed out again, because its answer was lost
             self.first_seen[me.agent] += [m.id for m in inbox.messages if not m.redelivered]
+            for message in inbox.messages:
+                self.given[message.id].append(message.redelivered)
         me.got[inbox.lease] = inbox.messages
         if me.turn is None:
             me.lease = inbox.lease
@@ -502,10 +520,16 @@ class Deaths:
                 await self.end(me, "ok")
 
 
-def check_laws(deaths: Deaths, rows: list[tuple[int, str]]) -> None:
-    assert deaths.promised <= {number for number, _ in rows}, "a message that was promised is gone"
-    assert {state for _, state in rows} <= {"acked"}, "everything was consumed in the end"
-    assert sorted(deaths.consumed) == [number for number, _ in rows], "each by exactly one good turn"
+def check_laws(deaths: Deaths, rows: list[tuple[int, str, bool]]) -> None:
+    assert deaths.promised <= {number for number, _, _ in rows}, "a message that was promised is gone"
+    assert {state for _, state, _ in rows} <= {"acked"}, "everything was consumed in the end"
+    good = [number for number, _, aside in rows if not aside]
+    assert sorted(deaths.consumed) == good, "each by exactly one good turn, or set aside"
+    for number, _, aside in rows:
+        tries = deaths.given[number]
+        assert all(tries[1:]), "whenever a message comes again, it is marked"
+        if aside:
+            assert len(tries) >= outcomes.FAILURES_MAX, "set aside only after so many tries"
     for seen in deaths.first_seen.values():
         assert seen == sorted(seen), "first deliveries of a pair are in the order of sending"
 
@@ -518,8 +542,10 @@ def test_nothing_is_lost_or_done_twice_whenever_hived_dies(script: list[Op]) -> 
         try:
             deaths = Deaths(world)
             await deaths.run(script)
-            rows = await world.store.state.all("SELECT id, state FROM messages ORDER BY id")
-            check_laws(deaths, [(row["id"], row["state"]) for row in rows])
+            rows = await world.store.state.all(
+                "SELECT id, state, set_aside_at FROM messages WHERE recipient <> 'operator' ORDER BY id"
+            )
+            check_laws(deaths, [(r["id"], r["state"], r["set_aside_at"] is not None) for r in rows])
         finally:
             await world.close()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
+from harness import wire
 from reconciler.broker.claims import Allowance
-from reconciler.broker.outcomes import Parking, parking
+from reconciler.broker.outcomes import GOOD, RULES, Rest, rest
 from reconciler.broker.policy import Policy, Roster
 from reconciler.broker.presence import Facts, Shown, derive_state
 from reconciler.model.states import AgentState as S
@@ -106,24 +108,36 @@ def test_a_manager_that_may_write_to_the_manager_may_not_write_to_itself() -> No
 
 # --------------------------------------------------------------------------------------------------- outcomes
 @pytest.mark.parametrize(
-    ("outcome", "retry_after_s", "failures", "expected"),
+    ("outcome", "limit_s", "failures", "in_row", "seconds"),
     [
-        ("ok", None, 0, None),
-        ("cancelled", None, 0, None),
-        ("crashed", None, 0, None),
-        ("crashed", None, 1, Parking(1.0, "the last turn failed: crashed")),
-        ("stalled", None, 4, Parking(8.0, "the last turn failed: stalled")),
-        ("api_error", None, 5, Parking(None, "a message failed 5 turns, the last one: api_error")),
-        ("api_error", None, 50, Parking(None, "a message failed 50 turns, the last one: api_error")),
-        ("rate_limited", 0.0, 0, Parking(1.0, "rate limited by the model's host")),
-        ("rate_limited", 9e9, 0, Parking(604_800.0, "rate limited by the model's host")),
-        ("budget", None, 0, Parking(900.0, "refused by the budget")),
+        ("ok", None, 0, 0, None),
+        ("cancelled", None, 0, 0, None),
+        ("crashed", None, 0, 3, None),
+        ("crashed", None, 1, 9, 1.0),
+        ("stalled", None, 4, 9, 8.0),
+        ("api_error", None, 50, 50, 60.0),
+        ("unavailable", None, 0, 1, 5.0),
+        ("unavailable", None, 3, 99, 300.0),
+        ("rate_limited", 0.0, 0, 5, 1.0),
+        ("rate_limited", 9e9, 0, 1, 604_800.0),
+        ("rate_limited", None, 0, 1, 30.0),
+        ("rate_limited", None, 0, 4, 240.0),
+        ("auth", None, 0, 3, 240.0),
+        ("credit", None, 0, 1, 60.0),
+        ("budget", None, 0, 7, 900.0),
+        ("turn_budget", None, 2, 7, 120.0),
+        ("model_refused", None, 0, 2, 120.0),
     ],
 )
 def test_how_an_agent_rests_after_a_turn(
-    outcome: str, retry_after_s: float | None, failures: int, expected: Parking | None
+    outcome: str, limit_s: float | None, failures: int, in_row: int, seconds: float | None
 ) -> None:
-    assert parking(outcome, retry_after_s, failures) == expected
+    found = rest(outcome, failures=failures, in_row=in_row, limit_s=limit_s)
+    assert found == (None if seconds is None else Rest(seconds, RULES[outcome].reason))
+
+
+def test_every_outcome_that_a_container_can_tell_has_a_rule() -> None:
+    assert set(get_args(wire.Outcome)) | {"turn_budget"} == GOOD | set(RULES)
 
 
 def test_an_allowance_runs_out_and_fills_again_for_each_agent_by_itself() -> None:

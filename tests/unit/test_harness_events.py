@@ -132,7 +132,7 @@ def test_an_api_failure_is_an_error_although_its_subtype_says_success(heard: Hea
     )
     assert ("note", {"text": "API Error: 529"}) in heard.events
     assert heard.events[-1][1]["api_error_status"] == 529
-    assert classify(heard.listener.facts(gone="", cancelled=False, stalled=False)).outcome == "api_error"
+    assert classify(heard.listener.facts(gone="", cancelled=False, stalled=False)).outcome == "unavailable"
 
 
 def test_an_interrupted_turn_ends_with_its_errors_as_text(heard: Heard) -> None:

@@ -85,6 +85,13 @@ async def send(request: web.Request) -> web.StreamResponse:
     return said(request, "sent", "/messages", text=f"Sent to {sent.to}.")
 
 
+@routes.post(f"/messages/{NUMBER}/redeliver")
+async def redeliver(request: web.Request) -> web.StreamResponse:
+    """What was set aside comes once more."""
+    await client_of(request).redeliver(number(request))
+    return said(request, "sent", f"/messages/{number(request)}", text="It waits in the inbox again.")
+
+
 @routes.post(f"/messages/{NUMBER}/read")
 async def mark_read(request: web.Request) -> web.StreamResponse:
     """The operator has seen it."""

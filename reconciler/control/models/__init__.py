@@ -26,7 +26,7 @@ Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`.
 | GET /v1/agents/{name}/logs?lines | - | LogLines | viewer |
 | GET /v1/messages?agent&before&limit | - | MessageList | viewer |
 | POST /v1/messages | NewMessage | Message | operator |
-| POST /v1/messages/{id}/read | Write | Message | operator |
+| POST /v1/messages/{id}/{read,redeliver} | Write | Message | operator |
 | GET /v1/proposals?state&agent · GET /v1/proposals/{id} | - | ProposalList · Proposal | viewer |
 | POST /v1/proposals | Propose | Proposal | operator |
 | GET /v1/proposals/{id}/diff?base | - | Diff | viewer |
