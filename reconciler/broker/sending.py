@@ -199,6 +199,8 @@ async def _check_reply(tx: Tx, agent: str, message: int | None) -> None:
 
 
 async def _check_room(tx: Tx, sender: str, recipient: str) -> None:
+    if not await messages.wait_at_least(tx, recipient, min(PAIR_MAX, QUEUE_MAX)):
+        return
     if await messages.pair_depth(tx, sender, recipient) >= PAIR_MAX:
         raise AgentError(
             f"{PAIR_MAX} of your messages wait for {recipient} already",

@@ -101,6 +101,16 @@ async def depth(reader: Reader, recipient: str) -> int:
     )
 
 
+async def wait_at_least(reader: Reader, recipient: str, count: int) -> bool:
+    """Whether so many messages wait for `recipient`. Looks at no more of them than that, and only at the
+    index: every message that is sent asks."""
+    row = await reader.one(
+        "SELECT 1 FROM messages WHERE recipient = ? AND state = 'queued' LIMIT 1 OFFSET ?",
+        *(recipient, count - 1),
+    )
+    return row is not None
+
+
 async def pair_depth(reader: Reader, sender: str, recipient: str) -> int:
     """How many of them are from `sender`."""
     return await _count(

@@ -162,6 +162,27 @@ async def test_a_month_of_messages_makes_none_dearer(tmp_path: Path, what: str) 
     assert found[1] <= found[0] + 5, "hundreds of steps"
 
 
+async def test_a_long_queue_makes_a_message_to_its_end_hardly_dearer(tmp_path: Path) -> None:
+    found = []
+    for waiting in (10, 900):  # of the same sender, who may have 1000
+        async with fleet(tmp_path / str(waiting), FEW) as world:
+            hived = await settled(world)
+            try:
+                await _send(hived, waiting)
+                async with costing(world) as cost:
+                    await _send(hived, 1)
+            finally:
+                await hived.sites.close()
+            found.append(cost.steps)
+    assert found[1] <= found[0] + 70, "hundreds of steps: what waits is passed by in an index, no row is read"
+
+
+async def _send(hived: Hived, count: int) -> None:
+    for _ in range(count):
+        message = wire.SendMessage(to="manager", body="hello", key=f"new-key-{next(_NUMBERS)}")
+        await hived.broker.send(name_of(1), message)
+
+
 CHEAP: dict[str, Work] = {
     "list": lambda hived: hived.agents.all(),
     "plans": lambda hived: hived.agents.plans(),
