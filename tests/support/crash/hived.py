@@ -130,9 +130,9 @@ def _point_commits(points: Points) -> None:
     names: dict[Connection, str] = {}
     tables: defaultdict[Connection, set[str]] = defaultdict(set)
 
-    def named(self: Database, path: Path, writer: Connection, *more: Any) -> None:
+    def named(self: Database, path: Path, writer: Connection, *more: Any, **options: Any) -> None:
         names[writer] = path.stem
-        start(self, path, writer, *more)
+        start(self, path, writer, *more, **options)
 
     async def noted(self: Tx, sql: str, *values: Any) -> Written:
         found = _CHANGE.match(sql)
@@ -149,7 +149,7 @@ def _point_commits(points: Points) -> None:
         await undo(self)
 
     # mypy: methods of the classes themselves are replaced, for this process only
-    Database.__init__ = named  # type: ignore[method-assign, assignment]
+    Database.__init__ = named  # type: ignore[method-assign]
     Tx.run = noted  # type: ignore[method-assign]
     Connection.commit = pointed  # type: ignore[method-assign]
     Connection.rollback = forgotten  # type: ignore[method-assign]
