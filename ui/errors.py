@@ -34,6 +34,8 @@ _HEADINGS = {
     502: "hived and the web server do not understand each other",
     503: "The hive is away",
 }
+# What programs are told, under /api/: the codes of the control API.
+_CODES = {400: "invalid", 401: "unauthenticated", 403: "forbidden", 404: "not-found", 503: "unavailable"}
 RETRY_S = 5
 
 
@@ -107,6 +109,9 @@ def _shown(request: web.Request, status: int, message: str, hint: str, **more: A
         "again": _again(request.path),
         "port": request.app[SETTINGS].port,
     }
+    if request.path.startswith("/api/"):
+        envelope = {"error": {"code": _CODES.get(status, "failed"), "message": message, "hint": hint}}
+        return web.json_response(envelope, status=status)
     if wants_part(request):
         template = "_said.html"
         values |= {"text": "", "error": message}

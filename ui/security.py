@@ -40,7 +40,8 @@ _HEADERS = {
 _SECRET = re.compile(r"[A-Za-z0-9_=.~-]{1,200}")
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 # Reached without a session: how to log in, and what the login page looks like.
-_OPEN = re.compile(r"/login(/[^/]*)?|/static/.*|/favicon\.ico")
+# /metrics checks for itself: a monitor has a token instead of a session.
+_OPEN = re.compile(r"/login(/[^/]*)?|/static/.*|/favicon\.ico|/metrics")
 _LOGIN = re.compile(r"/login/[^/]*")
 
 
@@ -104,13 +105,19 @@ def _is_own(request: web.Request, origin: str) -> bool:
     return parts.scheme == scheme and parts.netloc.lower() == request.headers.get(hdrs.HOST, "").lower()
 
 
+def session_secret(request: web.Request) -> str | None:
+    """The session in the browser's cookie, if there is one that could be."""
+    secret = request.cookies.get(request.app[SETTINGS].cookie, "")
+    return secret if _SECRET.fullmatch(secret) else None
+
+
 @web.middleware
 async def load_visitor(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Ask hived whose session the cookie is. Everything but the login pages and static files needs one."""
     if _OPEN.fullmatch(request.path):
         return await handler(request)
-    secret = request.cookies.get(request.app[SETTINGS].cookie, "")
-    if not _SECRET.fullmatch(secret):
+    secret = session_secret(request)
+    if secret is None:
         raise OperatorError(
             "you are not logged in", code="unauthenticated", hint="run `hive login` on the host"
         )

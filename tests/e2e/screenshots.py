@@ -44,6 +44,8 @@ PAGES = {
     "questions": "/questions",
     "events": "/events",
     "audit": "/audit",
+    "stats": "/stats",
+    "agent-stats": "/agents/hm1nd/stats",
     "help": "/help",
     "login": "/login",
     "rollback": "/agents/smith/generations/12/rollback",

@@ -43,6 +43,8 @@ PAGES = (
     "/questions",
     "/events",
     "/audit",
+    "/stats",
+    "/agents/hm1nd/stats",
     "/help",
     "/login",
     "/nothing",

@@ -24,6 +24,7 @@ from reconciler.errors import HiveError, OperatorError
 from reconciler.model.states import AgentState, MessageState, ProposalKind, ProposalState, Risk, UserRole
 from tests.fakes import controldata, controlworlds
 from tests.fakes.controldata import World
+from tests.fakes.figures import metrics_of, stats_of
 
 OPERATOR_SECRET = "operator-session-0123456789abcdef"
 VIEWER_SECRET = "viewer-session-0123456789abcdef00"
@@ -84,7 +85,7 @@ class FakeControlApi:
     async def _edge(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             if request.method == "POST":
-                if request.path != "/v1/login":
+                if request.path not in {"/v1/login", "/v1/scrape"}:
                     session = self._session(request)
                     if request.path != "/v1/logout" and session.role is not UserRole.OPERATOR:
                         raise OperatorError(
@@ -146,12 +147,15 @@ class FakeControlApi:
             "/loops": lambda _: api.LoopList(items=self.world.loops),
             "/drafts": lambda _: api.DraftList(items=self.world.drafts),
             "/events": self._events,
+            "/stats": lambda r: stats_of(sorted(self.world.agents), r.query),
+            "/metrics": lambda _: metrics_of(sorted(self.world.agents)),
             "/audit": lambda _: api.AuditList(
                 items=self.world.audit[::-1], head=self.world.audit[-1].hash if self.world.audit else ""
             ),
         }
         writes: dict[str, Callable[[web.Request], Awaitable[api.Model]]] = {
             "/login": self._login,
+            "/scrape": self._scrape,
             "/logout": self._logout,
             "/agents": self._new_agent,
             "/agents/{name}/model": self._set_model,
@@ -174,6 +178,11 @@ class FakeControlApi:
             *(("POST", path, _write(write)) for path, write in writes.items()),
             ("GET", "/stream", self._stream),
         ]
+
+    async def _scrape(self, request: web.Request) -> api.Model:
+        if (await request.json())["token"] != "right":
+            raise OperatorError("that is not the token", code="unauthenticated")
+        return metrics_of(sorted(self.world.agents))
 
     # ---------------------------------------------------------------------------------------------- reads
     def _status(self, _: web.Request) -> api.HiveStatus:

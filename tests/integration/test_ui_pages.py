@@ -49,6 +49,9 @@ PAGES = (
     "/events",
     "/events?kind=turn.begun&agent=hm1nd",
     "/audit",
+    "/stats",
+    "/stats?since=7d",
+    "/agents/hm1nd/stats",
     "/help",
 )
 PARTS = (
@@ -75,6 +78,8 @@ PARTS = (
     "/fragments/questions",
     "/fragments/events",
     "/fragments/audit",
+    "/fragments/stats",
+    "/fragments/agents/hm1nd/stats",
 )
 Opened = Callable[[Callable[[datetime], World]], AbstractAsyncContextManager[Browser]]
 

@@ -32,13 +32,13 @@ routes = web.RouteTableDef()
 LINES_SHOWN = 200
 LINES_AFTER = 500
 LOG_LINES = 500
-TABS = ("transcript", "inbox", "spec", "generations", "logs", "why")
+TABS = ("transcript", "inbox", "spec", "generations", "logs", "why", "stats")
 VERB = r"{verb:start|stop|restart|cancel|wake|compact|new-session}"
 ACCIDENTS = frozenset({"crash", "stop", "repair", "trouble"})
 ALIASES = ("haiku", "sonnet", "opus")
 
 
-async def _head(client: ControlClient, agent_name: str) -> dict[str, Any]:
+async def head_of(client: ControlClient, agent_name: str) -> dict[str, Any]:
     """What the head and the side panel show."""
     agent, spec, generations, inbox, holds, lately = await asyncio.gather(
         client.agent(agent_name),
@@ -106,7 +106,7 @@ async def show(request: web.Request) -> web.Response:
     client, agent_name = client_of(request), name(request)
     before = cursor(request, "before")
     head, found = await asyncio.gather(
-        _head(client, agent_name), client.transcript(agent_name, before=before, limit=LINES_SHOWN)
+        head_of(client, agent_name), client.transcript(agent_name, before=before, limit=LINES_SHOWN)
     )
     view = transcripts.view(found.items)
     return await page(
@@ -147,7 +147,7 @@ async def show_line(request: web.Request) -> web.Response:
     """One line of the transcript, whole, under an address of its own."""
     client, agent_name, line_id = client_of(request), name(request), number(request)
     head, found = await asyncio.gather(
-        _head(client, agent_name), client.transcript(agent_name, after=line_id - 1, limit=1)
+        head_of(client, agent_name), client.transcript(agent_name, after=line_id - 1, limit=1)
     )
     if not found.items or found.items[0].id != line_id:
         raise web.HTTPNotFound
@@ -169,7 +169,7 @@ async def show_line(request: web.Request) -> web.Response:
 async def show_tab(request: web.Request) -> web.Response:
     """The other tabs."""
     client, agent_name, tab = client_of(request), name(request), request.match_info["tab"]
-    head = await _head(client, agent_name)
+    head = await head_of(client, agent_name)
     return await page(
         request,
         "agent_tab.html",
@@ -198,7 +198,7 @@ async def _tab(client: ControlClient, agent_name: str, tab: str, spec: SpecView 
 async def agent_part(request: web.Request) -> web.Response:
     """A part of an agent's page."""
     client, agent_name, what = client_of(request), name(request), request.match_info["what"]
-    head = await _head(client, agent_name)
+    head = await head_of(client, agent_name)
     tab = request.query.get("tab", "")
     log = (await client.logs(agent_name, lines=LOG_LINES)).lines if what == "logs" else []
     return await part(

@@ -1,7 +1,7 @@
 // The keyboard: single letters, never while typing. Deciding takes two keys, so that a slip decides nothing: `a` and `d`
 // only bring the focus to the button or the note.
 
-const PLACES = { h: "/", a: "/approvals", q: "/questions", m: "/messages", e: "/events", u: "/audit" };
+const PLACES = { h: "/", a: "/approvals", q: "/questions", m: "/messages", e: "/events", s: "/stats", u: "/audit" };
 let going = 0;
 
 export function startKeys() {
