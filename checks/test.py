@@ -1,111 +1,94 @@
-"""`make test`: linters, then all tests, then one summary of what ran and what was left out.
+"""`make test`: linters and all tests beside each other, then one summary of what ran and what was left out.
 
-Tests run even when a linter fails, so that one run tells everything. The throw-away hosts, and hived dying at
-every call, have runs of their own beside the rest: they wait more than they compute. Standard library only.
+Tests run even when a linter fails, so that one run tells everything. They run in lanes (`checks.lanes`): most
+of what takes long waits for something, and one after the other left the machine idle for half of the time.
+With arguments, which go to pytest, there is one lane only. Standard library only.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
+import resource
+import signal
 import sys
-import tempfile
-from dataclasses import dataclass
-from typing import IO
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from checks import lint
+from checks import lint, summary
+from checks.lanes import Run, at_once, runs
 
-_TESTS_FAILED = 1
-_NO_TESTS_COLLECTED = 5
-_AGAIN_MAX = 2
-_BESIDE = {"throw-away hosts": "tests/system", "hived dying at every call": "tests/crash"}
-
-
-@dataclass
-class Run:
-    """One run of pytest. `cache`: where it remembers what failed."""
-
-    title: str
-    arguments: list[str]
-    cache: str
-    status: int = 0
-    again: tuple[str, ...] = ()
-
-    def argv(self, *more: str) -> list[str]:
-        """Its command line."""
-        return [lint.PYTHON, "-m", "pytest", "-q", "-o", f"cache_dir={self.cache}", *more]
-
-    def start(self, output: IO[bytes] | None) -> subprocess.Popen[bytes]:
-        """Begin, from a clean memory of failures."""
-        return subprocess.Popen(
-            self.argv("--cache-clear", *self.arguments),
-            cwd=lint.CLONE,
-            env=_environment(),
-            stdout=output,
-            stderr=subprocess.STDOUT if output else None,
-        )
-
-    def end(self, status: int) -> None:
-        """A race of this machine and a defect look alike once; twice in a row, alone, only a defect does."""
-        self.status = status
-        failed = self._last_failed() if status == _TESTS_FAILED else []
-        if 0 < len(failed) <= _AGAIN_MAX:
-            done = subprocess.run(self.argv(*failed), cwd=lint.CLONE, env=_environment(), check=False)
-            self.status, self.again = done.returncode, tuple(failed)
-
-    def _last_failed(self) -> list[str]:
-        """Ids of the tests that failed in the run before, as pytest remembers them."""
-        try:
-            found = json.loads((lint.CLONE / self.cache / "v/cache/lastfailed").read_text())
-        except (OSError, ValueError):
-            return []
-        return sorted(found)
+_TOLD_EVERY_S = 30.0
 
 
 def main(arguments: list[str]) -> int:
     """Further arguments go to pytest, which then runs once. Exit status 1 when anything failed."""
-    print("lint", flush=True)
-    findings = lint.run()
-    runs = [Run("tests", arguments, ".pytest_cache")]
-    if not arguments:
-        runs = [
-            Run("tests", ["tests", *(f"--ignore={folder}" for folder in _BESIDE.values())], ".pytest_cache"),
-            *(Run(title, [folder], f".pytest_cache/{folder}") for title, folder in _BESIDE.items()),
-        ]
-    _run(runs)
-    print("\nlinters")
-    for name, outcome in findings.items():
-        print(f"  {name:<22} {outcome}")
-    for run in runs:
-        if run.again and run.status == 0:
-            print("\n".join(["", *(f"passed only when run again: {name}" for name in run.again)]))
-    failed = [name for name, outcome in findings.items() if outcome == lint.FAILED]
-    failed += [run.title for run in runs if run.status not in {0, _NO_TESTS_COLLECTED}]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C does
+    began, cpu = time.monotonic(), _cpu_s()
+    if arguments:
+        planned = [Run("tests", "tests", arguments, may_be_empty=True, shown=True)]
+        findings = lint.run()
+        planned[0].to_its_end()
+    else:
+        planned = runs()
+        findings = _beside(planned, began)
+    tests = {run.slug: run.tests() for run in planned}
+    for run in planned:  # one after the other, with nothing beside them
+        run.once_more()
+    outcome = summary.Outcome(findings, planned, time.monotonic() - began, _cpu_s() - cpu, tests)
+    print("\n".join(summary.lines(outcome)))
+    failed = [name for name, became in findings.items() if became == lint.FAILED]
+    failed += [run.title for run in planned if not run.is_well]
     print(f"\nFAILED: {', '.join(failed)}" if failed else "\neverything that ran is well")
     return 1 if failed else 0
 
 
-def _run(runs: list[Run]) -> None:
-    """All at once; what the second one says is shown when it is over."""
-    first, *others = runs
-    outputs = [tempfile.TemporaryFile() for _ in others]  # noqa: SIM115 - closed when they were shown
-    started = [(run, output, run.start(output)) for run, output in zip(others, outputs, strict=True)]
-    print(first.title, flush=True)
-    statuses = [first.start(None).wait()]
-    for run, output, process in started:
-        statuses.append(process.wait())
-        print(f"\n{run.title}", flush=True)
-        output.seek(0)
-        sys.stdout.buffer.write(output.read())
-        sys.stdout.flush()
-        output.close()
-    for run, status in zip(runs, statuses, strict=True):  # one after the other, with nothing beside them
-        run.end(status)
+def _beside(planned: list[Run], began: float) -> dict[str, str]:
+    """Linters and runs, as many at once as this machine carries; what the linters found."""
+    with ThreadPoolExecutor(at_once()) as pool:
+        first, *others = planned  # the longest begins before the linters do
+        waiting: set[Future[Run]] = {pool.submit(first.to_its_end)}
+        linting = pool.submit(lint.run)
+        waiting |= {pool.submit(run.to_its_end) for run in others}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, _TOLD_EVERY_S, FIRST_COMPLETED)
+                for future in done:
+                    _tell_end(future.result(), began)
+                if not done:
+                    _tell_progress(planned, began)
+            return linting.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for run in planned:
+                run.stop()
+            raise
 
 
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(lint.CLONE), "HIVE_ALL_TESTS": "1"}
+def _tell_end(run: Run, began: float) -> None:
+    """One line, and everything pytest said if it did not go well."""
+    said = "ok" if run.is_well else f"FAILED (pytest ended with {run.status})"
+    took = f"{len(run.tests())} tests in {summary.clock(run.wall_s)}"
+    print(f"{summary.clock(time.monotonic() - began):>6}  {run.title}: {said}, {took}", flush=True)
+    if not run.is_well:
+        print(run.output.read_text(errors="replace"), flush=True)
+
+
+def _tell_progress(planned: list[Run], began: float) -> None:
+    tests = [test for run in planned for test in run.tests()]
+    failed = sum(test.outcome in {"failed", "error"} for test in tests)
+    at_work = [
+        f"{run.title} {len(run.tests())}"
+        for run in planned
+        if run.process is not None and run.process.returncode is None
+    ]
+    now = summary.clock(time.monotonic() - began)
+    print(
+        f"{now:>6}  {len(tests)} tests are over, {failed} failed; at work: {', '.join(at_work)}", flush=True
+    )
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

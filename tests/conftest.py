@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.report import Reporter
+
 _TESTS = Path(__file__).parent
 _MARKED = {
     "integration": pytest.mark.integration,
@@ -25,6 +27,12 @@ settings.register_profile(
     "full", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Under `make test`, a line for each test that ended."""
+    if path := os.environ.pop("HIVE_TEST_REPORT", ""):  # not for a pytest that a test starts
+        config.pluginmanager.register(Reporter(Path(path)), "hive-reporter")
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +68,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says how many tests of each kind ran, and names every one that was left out, with the reason."""
+    """Says how many tests of each kind ran, and names every one that was left out, with the reason; under
+    `make test`, that does so for all of them."""
+    if terminalreporter.config.pluginmanager.has_plugin("hive-reporter"):
+        return
     ran: Counter[str] = Counter()
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.stats.get(outcome, []):
