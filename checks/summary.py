@@ -46,9 +46,10 @@ def lines(outcome: Outcome) -> Iterator[str]:
     yield from _section("left out", (f"{test.id}: {test.reason}" for test in left_out))
     slowest = sorted(everything, key=lambda test: -test.seconds)[:_SLOWEST]
     yield from _section("slowest", (f"{test.seconds:6.1f} s  {test.id}" for test in slowest))
-    again = (name for run in outcome.runs if run.again and run.is_well for name in run.again)
-    yield from _section("passed only when run again", again)
-    yield from _section("failed", (test.id for test in everything if test.outcome in _BAD))
+    again = [name for run in outcome.runs if run.is_well for name in run.again]
+    yield from _section("passed only when run again", iter(again))
+    failed = (test.id for test in everything if test.outcome in _BAD and test.id not in again)
+    yield from _section("failed", failed)
 
 
 def _row(title: str, tests: Sequence[Test], wall_s: float, cpu: str) -> str:

@@ -44,10 +44,8 @@ def main(arguments: list[str]) -> int:
 def _beside(planned: list[Run], began: float) -> dict[str, str]:
     """Linters and runs, as many at once as this machine carries; what the linters found."""
     with ThreadPoolExecutor(at_once()) as pool:
-        first, *others = planned  # the longest begins before the linters do
-        waiting: set[Future[Run]] = {pool.submit(first.to_its_end)}
         linting = pool.submit(lint.run)
-        waiting |= {pool.submit(run.to_its_end) for run in others}
+        waiting: set[Future[Run]] = {pool.submit(run.to_its_end) for run in planned}
         try:
             while waiting:
                 done, waiting = wait(waiting, _TOLD_EVERY_S, FIRST_COMPLETED)

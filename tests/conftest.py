@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support.report import Reporter
+from tests.support.report import NAME, pytest_configure, pytest_sessionfinish
+
+__all__ = ["pytest_configure", "pytest_sessionfinish"]
 
 _TESTS = Path(__file__).parent
 _MARKED = {
@@ -27,12 +29,6 @@ settings.register_profile(
     "full", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Under `make test`, a line for each test that ended."""
-    if path := os.environ.pop("HIVE_TEST_REPORT", ""):  # not for a pytest that a test starts
-        config.pluginmanager.register(Reporter(Path(path)), "hive-reporter")
 
 
 @pytest.fixture(autouse=True)
@@ -56,21 +52,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(_MARKED[kind])
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Under `make test` a missing tool is a failure, not a skip; only what no such machine has may be left
-    out."""
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is None or "HIVE_ALL_TESTS" not in os.environ:
-        return
-    skipped = [str(report.longrepr) for report in reporter.stats.get("skipped", [])]
-    if any("HIVE_NIXPKGS_LIB" not in reason for reason in skipped):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says how many tests of each kind ran, and names every one that was left out, with the reason; under
     `make test`, that does so for all of them."""
-    if terminalreporter.config.pluginmanager.has_plugin("hive-reporter"):
+    if terminalreporter.config.pluginmanager.has_plugin(NAME):
         return
     ran: Counter[str] = Counter()
     for outcome in ("passed", "failed", "error"):

@@ -1,13 +1,34 @@
-"""Tells `make test` of each test as it ends: one JSON line in the file that HIVE_TEST_REPORT names."""
+"""What `make test` asks of pytest: a JSON line for each test that ended, in the file that HIVE_TEST_REPORT
+names, and that nothing is left out for want of a tool (HIVE_ALL_TESTS)."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+NAME = "hive-reporter"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Under `make test`, a line for each test."""
+    if path := os.environ.pop("HIVE_TEST_REPORT", ""):  # not for a pytest that a test starts
+        config.pluginmanager.register(Reporter(Path(path)), NAME)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Under `make test` a missing tool is a failure, not a skip; only what no such machine has may be left
+    out."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or "HIVE_ALL_TESTS" not in os.environ:
+        return
+    skipped = [str(report.longrepr) for report in reporter.stats.get("skipped", [])]
+    if any("HIVE_NIXPKGS_LIB" not in reason for reason in skipped):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @dataclass
