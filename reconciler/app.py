@@ -61,6 +61,7 @@ from reconciler.passes.apply import Applier, Paths
 from reconciler.passes.builds import Builds
 from reconciler.passes.loop import Passes
 from reconciler.passes.loop import Presence as SeenByPasses
+from reconciler.passes.roots import BareRoots, never
 from reconciler.plan.facts import Bounds
 from reconciler.plan.steps import Failed, Plan
 from reconciler.retention import Retention
@@ -218,8 +219,9 @@ class Hived:
             on_read=self._has_read,
             presence=SeenByPasses(
                 self.broker.hello_of, presence.is_ready, self.broker.has_live_turn, presence.set_phase,
-                self.broker.drain,
+                self.broker.drain, presence.generation_of,
             ),
+            interchangeable=BareRoots(store) if config.platform == "bare" else never,
         )  # fmt: skip
         self.control = ControlServer(services, run, Ids.of(config), inherited=supervisor.sockets)
 

@@ -99,6 +99,7 @@ class _Memory:
 
     boot: str | None = None
     hello_at: float | None = None
+    generation: int | None = None
     ready: bool = False
     turn: int | None = None
     model: str | None = None
@@ -163,18 +164,18 @@ class Presence:
             self.turn_begun(AgentName(row["agent"]), row["id"], row["model"], row["purpose"])
 
     # ------------------------------------------------------------------------------------- what others tell
-    def hello(self, agent: AgentName, boot: str) -> None:
-        """A harness process greeted."""
+    def hello(self, agent: AgentName, boot: str, generation: int) -> None:
+        """A harness process greeted, and was told that generation."""
         memory = self._of(agent)
         if memory.boot != boot:
             memory.ready = False
-        memory.boot, memory.hello_at = boot, self._clock.now()
+        memory.boot, memory.hello_at, memory.generation = boot, self._clock.now(), generation
         self.touch(agent)
 
     def gone(self, agent: AgentName) -> None:
         """The harness is no more."""
         memory = self._of(agent)
-        memory.boot = memory.hello_at = memory.turn = None
+        memory.boot = memory.hello_at = memory.turn = memory.generation = None
         memory.ready = False
         memory.compacting = ""
         self.touch(agent)
@@ -257,6 +258,10 @@ class Presence:
     def hello_of(self, agent: AgentName) -> float | None:
         """Epoch seconds of its hello to this process."""
         return self._of(agent).hello_at
+
+    def generation_of(self, agent: AgentName) -> int | None:
+        """The generation that it was told then."""
+        return self._of(agent).generation
 
     def turn_of(self, agent: AgentName) -> int | None:
         """The live turn."""

@@ -51,7 +51,8 @@ _TAIL = """
 | `limits.*`, `nix.enable` | restart | elevated |
 | `uidMap.base` | fixed when the agent is created | invalid |
 
-Today every approved change activates by a restart of the container at the end of the running turn.
+A change that needs no restart is taken up by the running container between two turns (`--now` does not wait for
+the end of a turn, and restarts). On NixOS, where a root holds more than its settings, every change restarts it.
 """
 
 

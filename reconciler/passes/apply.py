@@ -102,6 +102,7 @@ class Applier:
         self._builds = builds
         self._paths = paths
         self._append_log = append_log
+        self.asked: dict[AgentName, int | None] = {}
         self._deletions = deletions or asyncio.Lock()  # shared with backups
 
     async def apply(self, step: Step, facts: AgentFacts, status: ContainerStatus) -> None:
@@ -111,10 +112,9 @@ class Applier:
         match step.kind:
             case Kind.MAKE_DIRECTORIES:
                 await self._make_directories(step, facts)
-            case Kind.SERVE_SOCKETS:
-                await self._serve_sockets(step, facts)
-            case Kind.DROP_SOCKETS:
-                await self._sockets.drop(name)
+            case Kind.SERVE_SOCKETS | Kind.DROP_SOCKETS:
+                serve = step.kind is Kind.SERVE_SOCKETS
+                await (self._serve_sockets(step, facts) if serve else self._sockets.drop(name))
             case Kind.START:
                 await self._start(step, facts)
             case Kind.STOP:
@@ -122,6 +122,8 @@ class Applier:
             case Kind.CLEAR:
                 await self._voice.harness_gone(name)
                 await self._containers.clear(name)
+            case Kind.TAKE_UP:
+                await self._take_up(facts)
             case Kind.REPORT_START | Kind.REPORT_CRASH | Kind.REPORT_STOP:
                 await self._report(step, facts, status)
             case Kind.FREEZE | Kind.THAW:
@@ -139,6 +141,20 @@ class Applier:
             await self._tell_start(facts.desired.name, status)
         else:
             await self._endings.report(facts, status, crashed=step.kind is Kind.REPORT_CRASH)
+
+    async def _take_up(self, facts: AgentFacts) -> None:
+        """Ask the harness to serve another generation; it does so between two turns, and says hello. That it
+        was asked is forgotten with this process: asked again, it says hello again."""
+        name, candidate, current = facts.desired.name, facts.candidate, facts.desired.current
+        probed = candidate is not None and candidate.state is ProposalState.ACTIVATING
+        if candidate is not None and probed:
+            async with self._store.state.transaction() as tx:
+                await deployments.record_probe(tx, candidate.proposal)
+            text = "the running container serves it, without a restart"
+            await self._append_log(candidate.proposal, [text])
+        await self._voice.direct(name, "spec")
+        of = candidate if candidate is not None and probed else current
+        self.asked[name] = of.generation if of is not None else None
 
     async def _serve_sockets(self, step: Step, facts: AgentFacts) -> None:
         name, lost = facts.desired.name, self._sockets.is_lost(facts.desired.name)

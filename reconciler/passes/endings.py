@@ -22,6 +22,7 @@ class Voice(Protocol):
     """What passes tell of agents."""
 
     async def harness_gone(self, agent: AgentName) -> None: ...
+    async def direct(self, agent: AgentName, kind: str, **data: object) -> None: ...
 
 
 class Endings:

@@ -19,6 +19,7 @@ from reconciler.model.states import Role
 from reconciler.passes.apply import Applier, Sockets, Tags
 from reconciler.passes.builds import Builds
 from reconciler.passes.endings import HEALTHY_AFTER_S
+from reconciler.passes.roots import Interchangeable, never
 from reconciler.plan.facts import Actual, Bounds
 from reconciler.plan.planner import plan
 from reconciler.plan.steps import Again, Failed, Kind, Outcome, Plan, Settled, Waiting
@@ -62,12 +63,14 @@ class Presence:
         has_live_turn: Callable[[AgentName], bool],
         set_phase: Callable[[AgentName, ContainerStatus, Outcome], Awaitable[None]],
         drain: Drain,
+        generation_of: Callable[[AgentName], int | None] = lambda _: None,
     ) -> None:
         self.hello_of = hello_of
         self.is_ready = is_ready
         self.has_live_turn = has_live_turn
         self.set_phase = set_phase
         self.drain = drain
+        self.generation_of = generation_of
 
 
 class Passes:
@@ -92,6 +95,7 @@ class Passes:
         on_failure: Callable[[AgentName, str], None],
         stuck_s: float = STUCK_S,
         on_read: Callable[[int, int], None] = lambda _done, _all: None,
+        interchangeable: Interchangeable = never,
     ) -> None:
         self._store = store
         self._containers = containers
@@ -109,6 +113,7 @@ class Passes:
         self._on_failure = on_failure
         self._stuck_s = stuck_s
         self._on_read = on_read
+        self._interchangeable = interchangeable
         self._queue: dict[AgentName, None] = {}
         self._held: dict[AgentName, None] = {}
         self._ready = asyncio.Event()
@@ -343,7 +348,7 @@ class Passes:
         name = facts.desired.name
         await self._builds.tend(name, facts.candidate)
         await self._presence.set_phase(name, status, planned.outcome)
-        turn_end = isinstance(planned.outcome, Waiting) and planned.outcome.turn_end
+        turn_end = isinstance(planned.outcome, Waiting | Again) and planned.outcome.turn_end
         self._presence.drain(name, on=turn_end)
         if planned.steps:
             return False
@@ -391,6 +396,9 @@ class Passes:
             frozen=status.frozen,
             restless=status.restless,
             attached=facts.attached,
+            generation=self._presence.generation_of(name),
+            asked=self._applier.asked.get(name),
+            serves=await self._serves(facts, status),
             drift=status.drift,
             pinned=(pinned := await self._is_pinned(facts)),
             stored=await self._is_stored(facts, status, pinned=pinned),
@@ -398,6 +406,18 @@ class Passes:
             tagged=tags is None or await self._tags.are_there(name, tags),
         )
         return facts, status, plan(facts.desired, actual, self._clock.now(), self._bounds)
+
+    async def _serves(self, facts: AgentFacts, status: ContainerStatus) -> frozenset[str]:
+        """Of the roots that are wanted, those that the running container serves as well as its own."""
+        deployment, current = facts.desired.deployment, facts.desired.current
+        wanted = {
+            one.toplevel for one in (deployment, current) if one is not None and one.toplevel is not None
+        }
+        runs = status.toplevel
+        if runs is None or status.phase not in {"starting", "running"}:
+            return frozenset()
+        found = [one for one in wanted - {runs} if await self._interchangeable(facts.desired.name, runs, one)]
+        return frozenset(found)
 
     async def _is_pinned(self, facts: AgentFacts) -> bool:
         """Whether the profile holds and points to the generation that should run. While another one is

@@ -76,6 +76,10 @@ class Actual:
     but if `restless`, not all of it.
     `sockets`: this hived serves it; `socket_left`: a file of one lies there.
 
+    `generation`: the one that its harness serves, as it was told at its last hello to this hived; `asked`:
+    the one that it was asked to take up; `serves`: roots that the container can serve as it runs, besides
+    its own.
+
     `drift`: what of its unit differs from how it was set up; `pinned`: its profile holds and points to the
     generation that should run; `tagged`: its repository has the tags of its proposals.
     `stored`: the store has the root that should run next; `rebuild`: what building it again waits for, if it
@@ -97,6 +101,9 @@ class Actual:
     stop_asked: bool = False
     frozen: bool = False
     restless: bool = False
+    generation: int | None = None
+    asked: int | None = None
+    serves: frozenset[str] = frozenset()
     drift: tuple[str, ...] = ()
     pinned: bool = True
     tagged: bool = True
@@ -107,6 +114,11 @@ class Actual:
     def alive(self) -> bool:
         """Whether processes of the container run."""
         return self.phase in {"starting", "running"}
+
+    def can_serve(self, toplevel: str | None) -> bool:
+        """Whether its container was started from that root, or from one that differs in nothing a container
+        is made of."""
+        return toplevel is not None and (toplevel == self.toplevel or toplevel in self.serves)
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,11 +91,36 @@ def _plan_deployment(
         if (actual.busy or actual.attached) and actual.alive and not deployment.now:
             wait = Waiting(f"the end of the running turn, to activate {label}", turn_end=True)
             return Plan(tuple(_prepare(actual)), wait)  # whose harness must be able to say that it ends
-        return Plan((Step(Kind.ACTIVATE, f"{label} is built"),), Again(0))
-    return _plan_probe(deployment, actual, now, bounds)
+        # No turn begins between here and the end of its container.
+        return Plan((Step(Kind.ACTIVATE, f"{label} is built"),), Again(0, turn_end=True))
+    return _plan_probe(desired, deployment, actual, now, bounds)
 
 
-def _plan_probe(deployment: Deployment, actual: Actual, now: float, bounds: Bounds) -> Plan:
+def _plan_in_place(
+    desired: Desired, deployment: Deployment, actual: Actual, since: float, now: float, bounds: Bounds
+) -> Plan | None:
+    """The container that runs serves the new generation, once its harness has taken it up between two
+    turns. None: it has to be started anew, because it cannot, does not in time, or is not to be waited
+    for."""
+    label = f"proposal {deployment.proposal}"
+    able = actual.phase == "running" and actual.hello and actual.ready and not desired.restart_wanted
+    if not able or not actual.can_serve(deployment.toplevel):
+        return None
+    if actual.generation == deployment.generation:
+        return Plan((Step(Kind.CONFIRM, f"its harness has taken up {label}"),), Again(0))
+    if actual.busy and deployment.now:
+        return None
+    steps = _prepare(actual)
+    if actual.asked != deployment.generation:
+        steps.append(Step(Kind.TAKE_UP, f"{label} needs no other container"))
+        return Plan(tuple(steps), Again(0, turn_end=True))
+    if actual.busy:
+        return Plan(tuple(steps), Waiting(f"the end of the running turn, to take up {label}", turn_end=True))
+    deadline = since + bounds.hello_s
+    return Plan(tuple(steps), Again(deadline - now, turn_end=True)) if now < deadline else None
+
+
+def _plan_probe(desired: Desired, deployment: Deployment, actual: Actual, now: float, bounds: Bounds) -> Plan:
     label = f"proposal {deployment.proposal}"
     since = deployment.activating_at if deployment.activating_at is not None else now
     is_candidate = actual.toplevel == deployment.toplevel and (actual.started_at or 0.0) >= since
@@ -103,6 +128,10 @@ def _plan_probe(deployment: Deployment, actual: Actual, now: float, bounds: Boun
     is_candidate = is_candidate and not actual.host_restarted
     is_candidate = is_candidate and not (actual.phase == "exited" and actual.stop_asked)
     if not is_candidate:
+        if actual.phase == "exited" and not _is_expected(desired, actual):
+            return Plan((_report(actual),), Again(0))  # the generation before it ended by itself
+        if (in_place := _plan_in_place(desired, deployment, actual, since, now, bounds)) is not None:
+            return in_place
         steps = []
         if actual.alive:
             steps.append(Step(Kind.STOP, f"activating {label}"))
@@ -110,7 +139,7 @@ def _plan_probe(deployment: Deployment, actual: Actual, now: float, bounds: Boun
             steps.append(Step(Kind.CLEAR, f"activating {label}"))
         steps += _prepare(actual)
         steps.append(Step(Kind.START, f"activating {label}", deployment.toplevel))
-        return Plan(tuple(steps), Again(0))
+        return Plan(tuple(steps), Again(0, turn_end=actual.alive))
     if actual.phase == "exited":
         return Plan((Step(Kind.ROLL_BACK, "its container ended before the harness was ready"),), Again(0))
     if actual.hello and actual.ready:
@@ -166,7 +195,11 @@ def _plan_alive(desired: Desired, target: Target, actual: Actual, steps: list[St
     ]
     if desired.restart_wanted:
         return Plan((*steps, Step(Kind.STOP, "a restart was asked for"), *again), Again(0))
-    if actual.toplevel != target.toplevel:
+    if actual.can_serve(target.toplevel):
+        speaks = actual.phase == "running" and actual.hello and actual.generation is not None
+        if speaks and target.generation not in {actual.generation, actual.asked}:
+            return Plan((*steps, Step(Kind.TAKE_UP, "its harness serves another generation")), Again(0))
+    else:
         if actual.busy or actual.attached:
             return Plan(tuple(steps), Waiting("the end of the running turn, to repair drift", turn_end=True))
         return Plan((*steps, Step(Kind.STOP, "another generation runs than should"), *again), Again(0))

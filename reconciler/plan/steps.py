@@ -24,6 +24,7 @@ class Kind(StrEnum):
     BUILD = "build"
     REBUILD = "rebuild"
     ACTIVATE = "activate"
+    TAKE_UP = "take_up"
     START = "start"
     STOP = "stop"
     CLEAR = "clear"
@@ -48,6 +49,7 @@ COSTS: dict[Kind, Cost] = {
     Kind.BUILD: Cost.IN_PLACE,
     Kind.REBUILD: Cost.IN_PLACE,
     Kind.ACTIVATE: Cost.TURN_END,
+    Kind.TAKE_UP: Cost.TURN_END,
     Kind.START: Cost.IN_PLACE,
     Kind.STOP: Cost.RESTART,
     Kind.CLEAR: Cost.IN_PLACE,
@@ -92,9 +94,10 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """Look again after `after_s` seconds, sooner if a hint comes."""
+    """Look again after `after_s` seconds, sooner if a hint comes. `turn_end` as in `Waiting`."""
 
     after_s: float
+    turn_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +152,23 @@ def _parsed(spec: str) -> Mapping[str, Any]:
     """Every full read asks for all of them; they change seldom. Not to be written to."""
     found: Mapping[str, Any] = json.loads(spec)
     return found
+
+
+async def specs_of_roots(db: Database, name: AgentName, roots: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+    """The spec that each of these roots of the agent was built from; those that are no generation's are left
+    out."""
+    rows = await db.all(
+        "SELECT DISTINCT store_path, spec FROM generations WHERE agent = ? "
+        "AND store_path IN (SELECT value FROM json_each(?))",
+        name,
+        json.dumps(list(roots)),
+    )
+    return {row["store_path"]: _parsed(row["spec"]) for row in rows}
+
+
+async def record_probe(tx: Tx, proposal: int) -> None:
+    """The proposal is being probed from now on."""
+    await tx.run("INSERT OR REPLACE INTO proposal_progress VALUES (?, 'probing', ?)", proposal, tx.now)
 
 
 async def serving_generation(db: Database, name: AgentName) -> Row | None:
@@ -302,7 +319,7 @@ async def record_start(
         "UPDATE agents SET restart_done = restart_wanted, start_untold = ? WHERE name = ?", told, name
     )
     if probed is not None:
-        await tx.run("INSERT OR REPLACE INTO proposal_progress VALUES (?, 'probing', ?)", probed, tx.now)
+        await record_probe(tx, probed)
 
 
 async def tell_start(tx: Tx, name: AgentName, invocation: str | None) -> None:

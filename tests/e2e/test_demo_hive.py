@@ -135,7 +135,7 @@ def ask_for_change(hive: DemoHive, text: str) -> dict[str, Any]:
 
 
 def test_a_change_is_proposed_shown_approved_and_in_force(hive: DemoHive, page: Page) -> None:
-    generation = hive.agent("smith")["generation"]
+    generation, leader = (before := hive.agent("smith"))["generation"], before["container"]["leader_pid"]
     proposal = ask_for_change(hive, "give smith the model opus and let it run `nix build .*`")
     assert proposal["requested_by"] == "hm1nd"
     changes = {c["option"]: c for c in proposal["changes"]}
@@ -157,6 +157,7 @@ def test_a_change_is_proposed_shown_approved_and_in_force(hive: DemoHive, page: 
 
     smith = hive.until(lambda: a if (a := hive.agent("smith"))["state"] in AT_WORK else None, "smith is back")
     assert smith["generation"] == generation + 1
+    assert smith["container"]["leader_pid"] == leader, "neither model nor shell need another container"
     assert smith["model"]["active"] == "opus" or smith["model"]["queued"] == "opus"
     spec = hive.json("spec", "smith")["spec"]
     assert spec["model"] == "opus"

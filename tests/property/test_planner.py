@@ -32,6 +32,7 @@ class World:
     kinds: list[Kind] = field(default_factory=list)
     purged: bool = False
     dies: bool = False
+    takes_up: bool = True
 
     def apply(self, step: Step) -> None:  # noqa: C901 - one arm per kind of step
         self.kinds.append(step.kind)
@@ -61,9 +62,12 @@ class World:
                 self.actual = replace(
                     a, phase="running", toplevel=step.toplevel, invocation=f"start-{self.starts}",
                     started_at=self.now, hello=hello, ready=hello, busy=False, attached=False,
+                    generation=self.serving(step.toplevel) if hello else None, asked=a.asked,
                 )  # fmt: skip
                 # hived may die here: then the next pass tells the start
                 self.desired = replace(self.desired, restart_wanted=False, start_untold=self.dies)
+            case Kind.TAKE_UP:
+                self.take_up()
             case Kind.STOP:
                 assert a.alive, "only what lives is stopped"
                 self.desired = replace(d, stop_intent=a.invocation)
@@ -76,12 +80,13 @@ class World:
                     ready=False,
                     frozen=False,
                     restless=False,
+                    generation=None,
                 )
             case Kind.CLEAR:
                 assert a.phase == "exited", "only an ended container is cleared"
                 self.actual = Actual(
                     directories=a.directories, sockets=a.sockets, pinned=a.pinned, tagged=a.tagged,
-                    stored=a.stored, socket_left=a.socket_left,
+                    stored=a.stored, socket_left=a.socket_left, asked=a.asked,
                 )  # fmt: skip
             case Kind.REPORT_CRASH:
                 crashes = Crashes(d.crashes.count + 1, self.now, a.invocation)
@@ -98,11 +103,28 @@ class World:
                 self.actual = replace(
                     a, phase="absent", toplevel=None, invocation=None, started_at=None,
                     busy=False, hello=False, ready=False, host_restarted=False, stop_asked=False,
+                    generation=None,
                 )  # fmt: skip
             case Kind.ABANDON:
                 self.desired = replace(d, deployment=None)
             case _:
                 self.mend(step)
+
+    def serving(self, toplevel: str | None) -> int | None:
+        """The generation that a hello of a container just started is answered with."""
+        d = self.desired
+        if d.deployment is not None and d.deployment.state is ProposalState.ACTIVATING:
+            return d.deployment.generation
+        return d.current.generation if d.current is not None else None
+
+    def take_up(self) -> None:
+        """The harness is asked; it says hello between two turns, if it ever does."""
+        a = self.actual
+        assert a.hello, "only a harness that speaks is asked"
+        assert a.phase == "running"
+        wanted = self.serving(a.toplevel)
+        told = wanted if self.takes_up and not a.busy else a.generation
+        self.actual = replace(a, asked=wanted, generation=told)
 
     def mend(self, step: Step) -> None:
         """Steps that are about an agent as a whole."""
@@ -156,6 +178,8 @@ class World:
                 and not self.actual.frozen
             ):
                 self.actual = replace(self.actual, busy=False, attached=False)
+                if self.takes_up and self.actual.asked is not None and self.actual.hello:
+                    self.actual = replace(self.actual, generation=self.serving(self.actual.toplevel))
             else:
                 return seen
         raise AssertionError(f"no rest after {limit} passes: {self.kinds[-10:]}")
@@ -205,6 +229,9 @@ def actuals(draw: st.DrawFn) -> Actual:
         directories=directories, sockets=sockets, host_restarted=not alive and draw(st.booleans()),
         stop_asked=not alive and draw(st.booleans()), frozen=frozen, restless=frozen and draw(st.booleans()),
         drift=draw(st.sampled_from([(), ("its unit file was changed",)])), pinned=pinned, tagged=tagged,
+        generation=draw(st.sampled_from([None, 1, 2, 99])) if alive else None,
+        asked=draw(st.sampled_from([None, 1, 2, 99])),
+        serves=draw(st.sampled_from([frozenset(), frozenset({NEW}), frozenset({OLD, NEW, OTHER})])),
         stored=draw(st.booleans()),
     )  # fmt: skip
 
@@ -231,7 +258,10 @@ def worlds(draw: st.DrawFn) -> World:
         purge=draw(st.booleans()),
         start_untold=draw(st.booleans()),
     )
-    return World(desired, draw(actuals()), healthy=draw(st.booleans()), dies=draw(st.booleans()))
+    return World(
+        desired, draw(actuals()), healthy=draw(st.booleans()), dies=draw(st.booleans()),
+        takes_up=draw(st.booleans()),
+    )  # fmt: skip
 
 
 @given(worlds())
@@ -251,7 +281,7 @@ def test_applying_plans_reaches_what_is_desired(world: World) -> None:
     if desired.state is Want.RUNNING and desired.current is not None:
         if desired.crashes.count < BOUNDS.crashloop:
             assert actual.alive
-            assert actual.toplevel == desired.current.toplevel
+            assert actual.can_serve(desired.current.toplevel)
             assert actual.directories
             assert actual.sockets
             assert not actual.frozen
@@ -409,3 +439,23 @@ def test_restart_delays_double_and_are_bounded() -> None:
     delays = [BOUNDS.restart_delay_s(n) for n in range(10)]
     assert delays[:4] == [0.0, 1.0, 2.0, 4.0]
     assert delays[-1] == BOUNDS.longest_delay_s
+
+
+@given(worlds())
+@settings(max_examples=300)
+def test_what_a_container_can_take_up_restarts_it_only_if_its_harness_does_not(world: World) -> None:
+    d, a = world.desired, world.actual
+    able = a.phase == "running" and a.hello and a.ready and not a.frozen and not a.host_restarted
+    asked = d.restart_wanted or d.held or d.state is not Want.RUNNING or (d.deployment and d.deployment.now)
+    before = d.current is not None and a.can_serve(d.current.toplevel)
+    late = d.deployment is not None and d.deployment.activating_at is not None
+    if d.deployment is None or d.current is None or not able or asked or not before or late or not a.stored:
+        return
+    world.actual = replace(a, serves=a.serves | {NEW})
+    world.run()
+    if world.takes_up:
+        assert not {Kind.STOP, Kind.START} & set(world.kinds)
+        assert world.actual.invocation == a.invocation
+        assert world.actual.generation == 99
+    elif a.generation != 99:
+        assert Kind.STOP in world.kinds, "what is not taken up in time needs a container of its own"

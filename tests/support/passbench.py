@@ -17,8 +17,10 @@ from reconciler.model.states import ProposalState, Role
 from reconciler.passes.apply import Applier, Paths
 from reconciler.passes.builds import Builds
 from reconciler.passes.loop import Passes, Presence
+from reconciler.passes.roots import BareRoots, Interchangeable, never
 from reconciler.plan.facts import Bounds
 from reconciler.plan.steps import Again, Failed, Outcome, Settled, Waiting
+from reconciler.store import deployments
 from reconciler.store.db import Store
 from tests.fakes.containers import FakeContainers, Start
 from tests.fakes.faults import Died, Faults
@@ -69,6 +71,7 @@ class Memory:
     served: set[AgentName] = field(default_factory=set)
     known: set[AgentName] = field(default_factory=set)
     draining: set[AgentName] = field(default_factory=set)
+    generations: dict[AgentName, int | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -92,15 +95,20 @@ class Told:
     """What harnesses are told directly."""
 
     gone: list[str] = field(default_factory=list)
+    directed: list[tuple[str, str]] = field(default_factory=list)
 
     async def harness_gone(self, agent: AgentName) -> None:
         self.gone.append(agent)
+
+    async def direct(self, agent: AgentName, kind: str, **data: object) -> None:
+        self.directed.append((agent, kind))
 
 
 class PassBench:
     """One hive with fakes; `hived()` makes a new process over the same world."""
 
-    def __init__(self, store: Store, trees: Path, clock: FakeClock) -> None:
+    def __init__(self, store: Store, trees: Path, clock: FakeClock, interchangeable: Interchangeable) -> None:
+        self.interchangeable = interchangeable
         self.store, self.trees, self.clock = store, trees, clock
         self.faults = Faults()
         self.containers = FakeContainers(self.faults, now=clock.now)
@@ -117,6 +125,7 @@ class PassBench:
         self.passes = self.hived()
 
     def say_hello(self, start: Start) -> None:
+        self.memory.generations.pop(start.spec.name, None)
         if start.spec.toplevel not in self.mute:
             self.memory.hellos[start.spec.name] = self.clock.now()
 
@@ -166,8 +175,10 @@ class PassBench:
             clock=self.clock, bounds=Bounds(), resync_s=10,
             after_step=lambda: None, on_failure=lambda name, error: self.troubles.append(error),
             presence=Presence(
-                memory.hellos.get, memory.hellos.__contains__, memory.busy.__contains__, phase, drain
+                memory.hellos.get, memory.hellos.__contains__, memory.busy.__contains__, phase, drain,
+                memory.generations.get,
             ),
+            interchangeable=self.interchangeable,
         )  # fmt: skip
 
     async def die(self) -> None:
@@ -204,9 +215,14 @@ class PassBench:
                     if not task.cancelled() and isinstance(task.exception(), Died):
                         raise Died("in a build")
 
-    async def approve(self, model: str) -> int:
+    async def say_hello_again(self, name: AgentName = SMITH) -> None:
+        """The harness takes up what the host serves now."""
+        row = await deployments.serving_generation(self.store.state, name)
+        self.memory.generations[name] = None if row is None else row["number"]
+
+    async def approve(self, model: str, **more: Any) -> int:
         """An approved proposal of smith, as the approvals service leaves it."""
-        spec = {"model": model, "role": "agent"}
+        spec = {"model": model, "role": "agent", **more}
         async with self.store.state.transaction() as tx:
             done = await tx.run(
                 "INSERT INTO proposals (kind, agent, commit_id, state, spec, spec_digest, requested_by, "
@@ -234,16 +250,18 @@ class PassBench:
 
 
 @contextlib.asynccontextmanager
-async def pass_bench(directory: Path) -> AsyncIterator[PassBench]:
-    """With one agent, smith, that was never deployed."""
+async def pass_bench(directory: Path, *, in_place: bool = False) -> AsyncIterator[PassBench]:
+    """With one agent, smith, that was never deployed. `in_place`: containers serve other generations as on
+    the bare platform, where a root holds nothing but its spec."""
     clock = FakeClock()
     store = await Store.open(directory / "db", now=clock.now)
+    interchangeable = BareRoots(store) if in_place else never
     async with store.state.transaction() as tx:
         await tx.run(
             "INSERT INTO agents (name, role, uid_base, desired, session_id, created_at) "
             "VALUES ('smith', 'agent', ?, 'running', 's', ?)", BASE, tx.now,
         )  # fmt: skip
-    made = PassBench(store, directory, clock)
+    made = PassBench(store, directory, clock, interchangeable)
     yield made
     await made.builds.close()
     await store.close()
