@@ -41,7 +41,7 @@ format: deps-dev ## formats the Python code
 	@$(IN_VENV) ruff format .
 	@$(IN_VENV) ruff check --fix .
 
-bench: deps-dev ## prints the figures of bench/
+bench: deps-dev ## prints the figures of bench/ (ARGS="noop starts": only those)
 	@$(IN_VENV) bench $(ARGS)
 
 screenshots: deps-dev ## every page as a picture, in test-results/screens

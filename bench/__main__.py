@@ -76,6 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {' '.join(_PARTS)}; default: all")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--samples", type=int, help=f"of each; default: {SAMPLES}, {crashes.CRASHES} crashes")
     parser.add_argument("--suite", choices=images.SUITES, default="bookworm", help="of the throw-away host")
     parser.add_argument("--in-bed", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args(arguments)
@@ -84,11 +85,11 @@ def main(arguments: Sequence[str]) -> int:
     parts = [part for part in _PARTS if part in (options.parts or _PARTS)]
     here = [part for part in parts if part in _HERE and not options.in_bed]
     with_units = [part for part in parts if part in _WITH_UNITS]
-    figures = [figure for part in here for figure in _HERE[part]()]
+    figures = [figure for part in here for figure in _HERE[part](options.samples)]
     if options.in_bed:
-        figures = [figure for part in with_units for figure in _WITH_UNITS[part]()]
+        figures = [figure for part in with_units for figure in _WITH_UNITS[part](options.samples)]
     elif with_units:
-        figures += inbed.measure(with_units, options.suite)
+        figures += inbed.measure(with_units, options.suite, options.samples)
     if options.json:
         print(json.dumps([figure.as_json() for figure in figures], indent=1))
         return 0
@@ -97,34 +98,35 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _of_demo() -> list[Figure]:
+def _of_demo(samples: int | None) -> list[Figure]:
     """A whole demo hive beside a bare CLI."""
-    baseline = bare.measure(SAMPLES)
+    count = samples or SAMPLES
+    baseline = bare.measure(count)
     with tempfile.TemporaryDirectory(prefix="hive-bench-") as folder:
         demo = start_demo(Path(folder) / "demo", free_port())
         try:
-            figures = latency.measure(demo, SAMPLES, baseline)
-            figures += containers.measure(demo, SAMPLES)
+            figures = latency.measure(demo, count, baseline)
+            figures += containers.measure(demo, count)
             return figures + memory.measure(demo)
         finally:
             stop_demo(demo)
 
 
-_HERE: dict[str, Callable[[], list[Figure]]] = {
-    "passes": lambda: passes.measure(SAMPLES),
-    "gateway": lambda: gateway.measure(SAMPLES),
-    "broker": lambda: broker.measure(SAMPLES),
-    "crashes": lambda: crashes.measure(crashes.CRASHES),
-    "starts": lambda: starts.measure(SAMPLES),
-    "fleet": lambda: fleet.measure(SAMPLES),
-    "month": lambda: month.measure(SAMPLES),
+_HERE: dict[str, Callable[[int | None], list[Figure]]] = {
+    "passes": lambda n: passes.measure(n or SAMPLES),
+    "gateway": lambda n: gateway.measure(n or SAMPLES),
+    "broker": lambda n: broker.measure(n or SAMPLES),
+    "crashes": lambda n: crashes.measure(n or crashes.CRASHES),
+    "starts": lambda n: starts.measure(n or SAMPLES),
+    "fleet": lambda n: fleet.measure(n or SAMPLES),
+    "month": lambda n: month.measure(n or SAMPLES),
     "demo": _of_demo,
 }
 # The same again, or only there: with real units, in a host that is thrown away.
-_WITH_UNITS: dict[str, Callable[[], list[Figure]]] = {
-    "noop": lambda: noop.measure(SAMPLES),
-    "starts": lambda: starts.measure(SAMPLES, "systemd"),
-    "crashes": lambda: crashes.measure(crashes.CRASHES, "systemd"),
+_WITH_UNITS: dict[str, Callable[[int | None], list[Figure]]] = {
+    "noop": lambda n: noop.measure(n or SAMPLES),
+    "starts": lambda n: starts.measure(n or SAMPLES, "systemd"),
+    "crashes": lambda n: crashes.measure(n or crashes.CRASHES, "systemd"),
 }
 _PARTS = tuple({**_HERE, **_WITH_UNITS})
 

@@ -17,7 +17,7 @@ from checks.bed.guest import SOURCE, Bed
 _DEADLINE_S = 1800.0
 
 
-def measure(parts: Sequence[str], suite: images.Suite) -> list[Figure]:
+def measure(parts: Sequence[str], suite: images.Suite, samples: int | None) -> list[Figure]:
     """The figures of these parts, as a benchmark inside of the bed has them."""
     with Bed(images.ensure(suite)) as bed:
         version = bed.run("systemctl", "--version").stdout.split()[1]
@@ -28,6 +28,7 @@ def measure(parts: Sequence[str], suite: images.Suite) -> list[Figure]:
         )
         done = bed.unit(
             *(f"{SOURCE}/.venv/bin/python", "-m", "bench", "--in-bed", "--json", *parts),
+            *(("--samples", str(samples)) if samples else ()),
             properties=("Delegate=yes", f"WorkingDirectory={SOURCE}", "TimeoutStopSec=5"),
             timeout_s=_DEADLINE_S,
         )

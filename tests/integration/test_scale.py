@@ -187,7 +187,7 @@ CHEAP: dict[str, Work] = {
     "list": lambda hived: hived.agents.all(),
     "plans": lambda hived: hived.agents.plans(),
     "full read": lambda hived: hived.passes.full_read(),
-    "policies of the gateway": lambda hived: hived.gateway_sync._policies(),
+    "policies of the gateway": lambda hived: hived.gateway_sync._policies({}),
     "status": lambda hived: hived.agents.status(),
 }
 
