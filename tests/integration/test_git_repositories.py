@@ -60,7 +60,7 @@ async def test_what_a_killed_git_left_stops_nobody(
     repository = place / "repos/smith.git"
     left = [
         "packed-refs.lock", "refs/tags/proposal/1.lock", "refs/heads/main.lock", "objects/pack/tmp_pack_x",
-        "objects/tmp_objdir-incoming-x/y", "../.new-smith-abc.git/HEAD",
+        "objects/tmp_objdir-incoming-x/y", "../.new-smith-abc.git/HEAD", "../../.new-meta-abc.git/HEAD",
     ]  # fmt: skip
     for name in left:
         (repository / name).parent.mkdir(parents=True, exist_ok=True)

@@ -227,7 +227,7 @@ class GitRepositories:
         """Half-made repositories; locks of refs, which would refuse every later change; packs that were
         being received."""
         repositories = self._state_dir / "repos"
-        for left in repositories.glob(".new-*.git"):
+        for left in (*repositories.glob(".new-*.git"), *self._state_dir.glob(f".new-{META}-*.git")):
             shutil.rmtree(left, ignore_errors=True)
         for repository in (*repositories.glob("*.git"), self._state_dir / META):
             for lock in (*repository.glob("*.lock"), *(repository / "refs").glob("**/*.lock")):
