@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from reconciler import kernel
 from reconciler.demo import install, services
 from reconciler.demo.place import Place, foreign, running
 from reconciler.errors import OperatorError
@@ -18,8 +19,6 @@ from reconciler.errors import OperatorError
 _CAP_SYS_ADMIN = 21
 _FRESH_BYTES = 2 << 30
 _STATE_BYTES = 300 << 20
-# Containers see their root through an id-mapped mount, which these file systems cannot do (or did late).
-_NO_ID_MAPS = frozenset({"9p", "cifs", "exfat", "fuse", "fuseblk", "nfs", "nfs4", "ntfs3", "overlay", "vfat"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ def _machine() -> Iterator[Problem]:
             "root here lacks CAP_SYS_ADMIN, so it can make no mount namespace",
             "run on a machine or VM; in Docker: docker run --privileged",
         )
-    if _number("/proc/sys/user/max_user_namespaces") == 0:
+    if kernel.number("/proc/sys/user/max_user_namespaces") == 0:
         yield Problem(
             "user namespaces are switched off (user.max_user_namespaces is 0)",
             "switch them on: sysctl user.max_user_namespaces=10000",
@@ -103,8 +102,8 @@ def _folder(place: Place) -> Iterator[Problem]:
     parent = place.root
     while not parent.exists():
         parent = parent.parent
-    kind = _file_system(parent)
-    if kind in _NO_ID_MAPS:
+    kind = kernel.file_system(parent)
+    if kind in kernel.NO_ID_MAPS:
         yield Problem(
             f"{place.root} would lie on {kind}, which has no id-mapped mounts, and containers need them",
             "put the demo's folder on ext4, xfs or btrfs: DEMO_DIR=/some/folder make demo",
@@ -145,21 +144,3 @@ def _others_may_make_user_namespaces() -> bool:
         return subprocess.run(argv, capture_output=True, check=False, timeout=10).returncode == 0
     except FileNotFoundError:
         return True
-
-
-def _number(path: str) -> int | None:
-    try:
-        return int(Path(path).read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _file_system(path: Path) -> str:
-    """The type of the file system that a path lies on, from the innermost mount above it."""
-    best, kind = "", ""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        where = before.split()[4].replace("\\040", " ")
-        if len(where) >= len(best) and path.is_relative_to(where):
-            best, kind = where, after.split()[0]
-    return kind

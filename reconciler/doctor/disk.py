@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from reconciler import kernel
 from reconciler.approvals.hostids import reserved
 from reconciler.approvals.rules import RANGE
 from reconciler.backup.restore import RESTORING
@@ -72,9 +73,9 @@ def disk_facts(config: Config, agents: tuple[AgentRow, ...]) -> Facts:
         leftovers=tuple(_leftovers(state)),
         space=tuple(_space(config)),
         programs={name: shutil.which(name, path=PATH) for name in PROGRAMS},
-        file_system=_file_system(state),
-        store_file_system=_file_system(Path("/nix/store")),
-        user_namespaces=_number("/proc/sys/user/max_user_namespaces"),
+        file_system=kernel.file_system(state),
+        store_file_system=kernel.file_system(Path("/nix/store")),
+        user_namespaces=kernel.number("/proc/sys/user/max_user_namespaces"),
         credential=_credential(config),
     )
 
@@ -263,24 +264,6 @@ def _space(config: Config) -> Iterator[Space]:
             room.f_favail,
             room.f_files,
         )
-
-
-def _file_system(path: Path) -> str:
-    """The type of the file system that a path lies on, from the innermost mount above it."""
-    best, kind = "", ""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        where = before.split()[4].replace("\\040", " ")
-        if len(where) >= len(best) and path.is_relative_to(where):
-            best, kind = where, after.split()[0]
-    return kind
-
-
-def _number(path: str) -> int | None:
-    try:
-        return int(Path(path).read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _is_synchronised() -> bool | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from reconciler import kernel
 from reconciler.doctor.facts import Facts, Finding, PathFact, Space, several, unknown
 
 # Without them something of the hive does not work at all.
@@ -31,8 +32,6 @@ _MIB = 1 << 20
 _GIB = 1 << 30
 _FULL_BYTES, _TIGHT_BYTES = 256 * _MIB, 2 * _GIB
 _FULL_INODES, _TIGHT_PART = 2_000, 0.05
-# Containers see their root through an id-mapped mount, which these cannot do (or learnt late).
-_NO_ID_MAPS = frozenset({"9p", "cifs", "exfat", "fuse", "fuseblk", "nfs", "nfs4", "ntfs3", "overlay", "vfat"})
 _NO_LOCKS = frozenset({"9p", "cifs", "nfs", "nfs4", "vfat", "exfat"})
 _FORGETS = frozenset({"tmpfs", "ramfs"})
 
@@ -127,13 +126,13 @@ def file_system(facts: Facts) -> Finding:
             f"the state lies on {kind}, where SQLite's locks do not hold",
             "move it to ext4, xfs or btrfs",
         )
-    if kind in _NO_ID_MAPS:
+    if kind in kernel.NO_ID_MAPS:
         return Finding(
             "fail",
             f"the state lies on {kind}, which has no id-mapped mounts",
             "move it to ext4, xfs or btrfs",
         )
-    if facts.store_file_system in _NO_ID_MAPS:
+    if facts.store_file_system in kernel.NO_ID_MAPS:
         return Finding(
             "warn",
             f"/nix/store lies on {facts.store_file_system}, which has no id-mapped mounts: agents' roots may "
