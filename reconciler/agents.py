@@ -18,8 +18,10 @@ from reconciler.errors import OperatorError
 from reconciler.model.instants import MICRO, micros, stamp, stamp_or_none
 from reconciler.model.names import AgentName
 from reconciler.model.people import person
+from reconciler.model.risk import is_allowed_model
 from reconciler.model.states import AgentState, Desired, Role, UserRole
 from reconciler.model.text import visible
+from reconciler.modelchoice import Choice, choose
 from reconciler.plan.steps import Again, Failed, Plan, Settled, Waiting
 from reconciler.services import Actor, Approvals
 from reconciler.store import agents as agent_rows
@@ -124,7 +126,7 @@ class AgentService:
         approvals: Approvals,
         spending: Spending,
         wake: Callable[[AgentName], None],
-        models: Callable[[str], bool],
+        models: Sequence[str],
         last_event_id: Callable[[], Awaitable[int]],
         storage: Storage,
         trouble: Callable[[AgentName], str | None],
@@ -169,8 +171,8 @@ class AgentService:
     ) -> api.Agent:
         name = AgentName(row["name"])
         now = await self._presence.now(name, row)
-        spec = json.loads(row["spec"]) if row["spec"] else {}
-        wanted = row["model_override"] or spec.get("model")
+        choice = self._choice(row)
+        wanted = choice.wanted if row["spec"] else None
         active = now.active_model or row["last_model"]
         tokens, usd = today.get(name, (0, 0.0))
         return api.Agent(
@@ -187,6 +189,11 @@ class AgentService:
                 queued=wanted if active and wanted != active else None,
                 switched_at=stamp_or_none(row["model_switched_at"]),
                 switched_by=row["model_switched_by"],
+                default=choice.default if row["spec"] else "",
+                override=row["model_override"],
+                allowed=list(choice.allowed),
+                other=row["last_other_model"],
+                problem=choice.problem if row["spec"] else "",
             ),
             generation=row["generation"],
             commit=row["commit_id"],
@@ -208,6 +215,10 @@ class AgentService:
             resident=now.resident,
             queued=_queued(row),
         )
+
+    def _choice(self, row: Row) -> Choice:
+        spec = json.loads(row["spec"]) if row["spec"] else {}
+        return choose(spec, row["model_override"], self._config.gateway.allowed_models, self._models)
 
     async def spec(self, name: str) -> api.SpecView:
         """The approved spec of the running generation; empty before the first."""
@@ -434,20 +445,14 @@ class AgentService:
         """Override the model from the next turn on; None goes back to the spec's."""
         _operator(actor)
         row = await fleet.agent(self._store.state, name)
+        choice, model = self._choice(row), request.model
+        allowed = ", ".join(choice.allowed) or "none"
+        if model is not None and not is_allowed_model(model, self._models):
+            raise OperatorError(f"{model[:60]!r} is not a model of this host", hint=f"allowed: {allowed}")
         spec = json.loads(row["spec"]) if row["spec"] else {}
-        allowed = [spec.get("model", "haiku"), *spec.get("models", [])]
-        if request.model is not None:
-            if not self._models(request.model):
-                raise OperatorError(
-                    f"{request.model[:60]!r} is not a model of this host",
-                    hint=f"allowed: {', '.join(self._config.gateway.allowed_models)}",
-                )
-            if spec.get("models") and request.model not in allowed:
-                raise OperatorError(
-                    f"{name} may not run {request.model[:60]!r}",
-                    hint=f"its spec allows: {', '.join(allowed)}",
-                )
-        wanted = request.model or spec.get("model", "haiku")
+        if model is not None and spec.get("models") and model not in choice.allowed:
+            raise OperatorError(f"{name} may not run {model[:60]!r}", hint=f"its spec allows: {allowed}")
+        wanted = model or choice.default
         async with self._store.state.transaction(dry_run=request.dry_run) as tx:
             await fleet.set_model(tx, name, request.model, actor.name)
             await tx.audit(actor.name, "agent.model", name, model=request.model)

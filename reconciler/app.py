@@ -49,14 +49,15 @@ from reconciler.effects.hostfiles import RealHostFiles
 from reconciler.effects.measures import RealMeasures
 from reconciler.effects.nix import RealNix
 from reconciler.effects.protocols import Clock, Containers, Git, HostFiles, Measures, Nix
+from reconciler.gateway.catalog import known
 from reconciler.gateway.client import GatewayClient
-from reconciler.gateway.messages import LimitEvent, ModelEvent, RefusalEvent, TroubleEvent, UsageEvent
+from reconciler.gateway.messages import LimitEvent, RefusalEvent, TroubleEvent, UsageEvent
 from reconciler.gatewaysync import GatewaySync
 from reconciler.lifecycle import LifecycleService
 from reconciler.model.names import AgentName
-from reconciler.model.risk import is_allowed_model
 from reconciler.model.states import ProposalState
 from reconciler.notify import Notifier
+from reconciler.othermodels import OtherModels
 from reconciler.passes.apply import Applier, Paths
 from reconciler.passes.builds import Builds
 from reconciler.passes.loop import Passes
@@ -140,7 +141,8 @@ class Hived:
         self.git, self._release, self._foreign = effects.git, effects.close, effects.foreign
         nix, files = effects.nix, effects.host_files
         self.gateway = GatewayClient(
-            run, on_limit=self._limited, on_refusal=self._refused, on_model=self._other_model,
+            run, on_limit=self._limited, on_refusal=self._refused,
+            on_model=lambda event: self.other_models.heard(event),  # noqa: PLW0108 - made below
             on_usage=self._used, on_trouble=self._in_difficulty, on_connect=self._gateway_connected,
             now=self.clock.now,
         )  # fmt: skip
@@ -163,6 +165,7 @@ class Hived:
             seats=seats(config.sessions),
             on_turn=self.gateway_sync.turn_begun,
         )  # fmt: skip
+        self.other_models = OtherModels(store, self.broker.nudge)
         self.budgets = BudgetService(
             store=store, config=config, clock=self.clock, counted=self.gateway, nudge=self.broker.nudge,
             sync=self.gateway_sync.poke,
@@ -180,7 +183,7 @@ class Hived:
         self.agents = AgentService(
             store=store, config=config, containers=self.containers, look=self._look, look_all=self._look_all,
             presence=presence, voice=self.broker, approvals=self.approvals, spending=self.gateway,
-            wake=self.wake, models=lambda model: is_allowed_model(model, config.gateway.allowed_models),
+            wake=self.wake, models=known().names(config.gateway.allowed_models),
             last_event_id=self.events.last_id, storage=self.retention,
             trouble=self._trouble, troubled=self._in_trouble, shared=self.broker.troubles.told,
         )  # fmt: skip
@@ -290,12 +293,6 @@ class Hived:
         if event.closure is not None:
             self.budgets.poke()
 
-    def _other_model(self, event: ModelEvent) -> None:
-        self.events.announce(
-            "gateway.model", event.agent, event.requested, turn=event.turn, asked=event.asked,
-            requested=event.requested, answered=event.answered,
-        )  # fmt: skip
-
     def _gateway_connected(self) -> None:
         self.gateway_sync.poke()  # what it lost of a day changes what was added to it
         self.budgets.poke()
@@ -335,6 +332,7 @@ class Hived:
                 group.create_task(Room(self.store, self.events.publish, self.clock).run(), name="room"),
                 group.create_task(self.gateway.run(), name="gateway"),
                 group.create_task(self.gateway_sync.run(), name="gateway-sync"),
+                group.create_task(lasting("models", self.other_models.run, self.clock), name="models"),
                 group.create_task(lasting("budgets", self.budgets.run, self.clock), name="budgets"),
                 group.create_task(lasting("passes", self.passes.run, self.clock), name="passes"),
                 group.create_task(lasting("stats", self.recorder.run, self.clock), name="stats"),

@@ -30,6 +30,7 @@ from reconciler.errors import (
     TemporaryError,
     disk_full,
 )
+from reconciler.gateway.catalog import known
 from reconciler.model.changes import Change, FileId, file_changes, overall, setting_changes
 from reconciler.model.names import AgentName, Commit
 from reconciler.model.spec import Spec
@@ -219,7 +220,7 @@ class Examiner:
             uids=(uids.start, uids.end),
             reserved=hostids.reserved(self._etc),
             other_manager=await proposals.other_manager(db, row.agent),
-            allowed_models=tuple(self._config.gateway.allowed_models),
+            allowed_models=known().names(self._config.gateway.allowed_models),
             prompt=prompt,
         )
 

@@ -10,6 +10,7 @@ from reconciler.config import Config
 from reconciler.control import models as api
 from reconciler.effects.protocols import Git
 from reconciler.errors import OperatorError
+from reconciler.gateway.catalog import known
 from reconciler.model.names import OPERATOR, AgentName, Commit, agent_name
 from reconciler.model.names import commit as commit_id
 from reconciler.model.risk import is_allowed_model
@@ -34,10 +35,9 @@ class OwnProposals:
         """The name of a new agent, if the request may be made at all."""
         name = agent_name(request.name)
         clean_description(request.description)
-        if request.model is not None and not is_allowed_model(
-            request.model, self._config.gateway.allowed_models
-        ):
-            allowed = ", ".join(self._config.gateway.allowed_models)
+        served = known().names(self._config.gateway.allowed_models)
+        if request.model is not None and not is_allowed_model(request.model, served):
+            allowed = ", ".join(served)
             raise OperatorError(
                 f"the model {request.model[:80]!r} is not served here", hint=f"allowed: {allowed}"
             )

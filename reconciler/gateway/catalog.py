@@ -6,6 +6,7 @@ nobody could say what it costs.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import itertools
 import json
 from collections.abc import Iterable
@@ -120,6 +121,11 @@ class Catalog:
         model."""
         return frozenset(found for name in names if (found := self.id(name)) in self._models)
 
+    def names(self, allowed: Iterable[str]) -> tuple[str, ...]:
+        """All names of the known models that these names mean: the names first, then their ids."""
+        known = [name for name in allowed if self.id(name) in self._models]
+        return tuple(dict.fromkeys([*known, *(self.id(name) for name in known)]))
+
     def cost(self, model: ModelFacts, usage: Usage) -> Cost:
         """What a request cost, rounded up to a micro-dollar."""
         band = _band(model, usage.prompt_tokens)
@@ -161,6 +167,12 @@ class Catalog:
             left = usd_micro - alone
             room = min(room, left * 1000 // nano if nano else room) if left >= 0 else -1
         return room
+
+
+@functools.cache
+def known() -> Catalog:
+    """The checked-in catalogue, read once."""
+    return Catalog.load()
 
 
 def _band(model: ModelFacts, prompt_tokens: int) -> Band:

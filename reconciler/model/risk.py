@@ -27,9 +27,9 @@ def family(model: str) -> str | None:
 
 
 def is_allowed_model(model: str, allowed: Sequence[str]) -> bool:
-    """Whether the host serves this model: named as it is, without its window, or by its family's alias."""
-    plain = model.removesuffix("[1m]")
-    return model in allowed or plain in allowed or family(plain) in allowed
+    """Whether the host serves this model, with or without its long window. `allowed` are all names by which
+    it does: another id of the same family is another model, of another price."""
+    return model in allowed or model.removesuffix("[1m]") in allowed
 
 
 def is_cheaper(before: str, after: str) -> bool:

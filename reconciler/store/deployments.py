@@ -259,6 +259,7 @@ async def confirm(tx: Tx, candidate: Candidate) -> None:
         candidate.agent,
         candidate.generation,
     )
+    await _note_model(tx, candidate)
     await tx.run(
         "UPDATE agents SET generation = ?, crashes = 0, crashed_at = NULL, "
         "restart_done = restart_wanted, role = ? WHERE name = ?",
@@ -277,6 +278,21 @@ async def confirm(tx: Tx, candidate: Candidate) -> None:
     await outbox.put(tx, "meta", deployed)
     await tx.move_proposal(candidate.proposal, ProposalState.DEPLOYED)
     await _tell(tx, candidate, "deployed", f"{candidate.agent} runs it as generation {candidate.generation}")
+
+
+async def _note_model(tx: Tx, candidate: Candidate) -> None:
+    """Who approved another model for an agent whose model the operator does not override has switched it."""
+    row = await tx.one(
+        "SELECT a.model_override, json_extract(g.spec, '$.model') AS model FROM agents a "
+        "JOIN generations g ON g.agent = a.name AND g.number = a.generation WHERE a.name = ?",
+        candidate.agent,
+    )
+    if row is not None and row["model_override"] is None and row["model"] != candidate.spec.get("model"):
+        await tx.run(
+            "UPDATE agents SET model_switched_at = ?, model_switched_by = "
+            "(SELECT decided_by FROM proposals WHERE id = ?) WHERE name = ?",
+            *(tx.now, candidate.proposal, candidate.agent),
+        )
 
 
 async def fail(tx: Tx, candidate: Candidate, error: str) -> None:

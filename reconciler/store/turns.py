@@ -173,3 +173,9 @@ async def directives_done(reader: Reader, agent: str) -> int:
         agent,
     )
     return int(row["n"]) if row else 0
+
+
+async def set_other_model(tx: Tx, agent: str, turn: int, model: str) -> None:
+    """A request of the turn named another model than it was given, or another one answered; the last
+    counts."""
+    await tx.run("UPDATE turns SET other_model = ? WHERE id = ? AND agent = ?", model, turn, agent)

@@ -11,13 +11,21 @@ from reconciler.model.states import AgentState, Desired, Role
 
 
 class ModelStatus(Model):
-    """`active` is what the running session uses, `queued` takes effect with the next turn (None: nothing
-    queued)."""
+    """`active` is what the running turn uses, or the last one did; `queued` takes its place with the next
+    turn (None: nothing queued). `switched_at` and `switched_by`: the last switch, whether by an override or
+    by an approved change. `default` is the spec's, `override` the operator's, `allowed` what may be chosen.
+    `other`: a model that requests of that turn named, or that answered them, though the turn was given
+    `active`; `problem`: why turns with the model of the next turn fail."""
 
     active: str | None
     queued: str | None
     switched_at: str | None
     switched_by: str | None
+    default: str = ""
+    override: str | None = None
+    allowed: list[str] = Field(default_factory=list)
+    other: str | None = None
+    problem: str = ""
 
 
 class Context(Model):
