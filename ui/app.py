@@ -9,7 +9,19 @@ from aiohttp import web
 from reconciler.control.client import ControlClient
 from ui import assets, errors, security, stream
 from ui.keys import ASSETS, CLIENT, REACH, SETTINGS, STREAMS, TEMPLATES, Reach, Settings
-from ui.pages import agents, approvals, audit, dashboard, events, lifecycle, login, messages, questions, stats
+from ui.pages import (
+    agents,
+    approvals,
+    audit,
+    dashboard,
+    events,
+    lifecycle,
+    login,
+    messages,
+    money,
+    questions,
+    stats,
+)
 from ui.render import environment
 from ui.stream import Streams
 
@@ -37,7 +49,10 @@ def create_app(settings: Settings) -> web.Application:
     app.cleanup_ctx.append(_client)
     app.router.add_get("/static/{digest}/{name:.+}", assets.serve)
     app.router.add_get("/stream", stream.stream)
-    for module in (dashboard, approvals, agents, lifecycle, messages, questions, events, audit, stats, login):
+    pages = (
+        dashboard, approvals, agents, lifecycle, messages, questions, money, events, audit, stats, login
+    )  # fmt: skip
+    for module in pages:
         app.router.add_routes(module.routes)
     return app
 

@@ -36,6 +36,7 @@ _DONE = {
     "restart": "Restarting.",
     "cancel": "Cancelling the turn.",
     "wake": "Waking.",
+    "raised": "Raised until midnight.",
     "nap": "Napping.",
     "loop-deliver": "Delivered. The count begins anew.",
     "loop-drop": "Dropped.",

@@ -25,6 +25,7 @@ from reconciler.model.states import AgentState, MessageState, ProposalKind, Prop
 from tests.fakes import controldata, controlworlds
 from tests.fakes.controldata import World
 from tests.fakes.figures import metrics_of, stats_of
+from tests.fakes.objects import a_budget
 
 OPERATOR_SECRET = "operator-session-0123456789abcdef"
 VIEWER_SECRET = "viewer-session-0123456789abcdef00"
@@ -132,6 +133,11 @@ class FakeControlApi:
                 now=[f"it is {self._agent(r).state}"],
             ),
             "/holds": lambda _: self._holds(),
+            "/budgets": lambda _: api.BudgetList(
+                items=[self._budget(k) for k in ("*", *sorted(self.world.agents))]
+            ),
+            "/budget": lambda _: self._budget("*"),
+            "/agents/{name}/budget": lambda r: self._budget(self._agent(r).name),
             "/kept": lambda _: api.KeptList(items=[self.world.kept[k] for k in sorted(self.world.kept)]),
             "/agents/{name}/transcript": self._transcript,
             "/agents/{name}/logs": lambda r: api.LogLines(lines=self.world.console[self._agent(r).name]),
@@ -163,6 +169,8 @@ class FakeControlApi:
             "/{verb:hold|release}": self._hold,
             "/agents/{name}/{verb:hold|release}": self._hold,
             "/agents/{name}/rollback": self._rollback,
+            "/budget/raise": self._raise,
+            "/agents/{name}/budget/raise": self._raise,
             "/agents/{name}/revive": self._revive,
             "/agents/{name}/purge": self._purge,
             "/agents/{name}/nap": self._nap,
@@ -185,6 +193,20 @@ class FakeControlApi:
         return metrics_of(sorted(self.world.agents))
 
     # ---------------------------------------------------------------------------------------------- reads
+    def _budget(self, scope: str) -> api.Budget:
+        """What the world says; else one without a limit."""
+        spent = [a.cost_today_usd for a in self.world.agents.values() if scope in {a.name, "*"}]
+        return self.world.budgets.get(scope) or a_budget(scope, spent=sum(spent), limit=None)
+
+    async def _raise(self, request: web.Request) -> api.Budget:
+        body = await _body(request, api.RaiseBudget)
+        before = self._budget(request.match_info.get("name", "*"))
+        limit = (before.limit_today_usd or 0) + body.usd
+        self.world.budgets[before.scope] = before.model_copy(
+            update={"limit_today_usd": limit, "added_today_usd": before.added_today_usd + body.usd}
+        )
+        return self.world.budgets[before.scope]
+
     def _status(self, _: web.Request) -> api.HiveStatus:
         w = self.world
         pending = sum(p.state is ProposalState.PENDING for p in w.proposals.values())

@@ -18,6 +18,7 @@ from reconciler.model.states import (
     Role,
     UserRole,
 )
+from tests.fakes.objects import a_budget
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)>\"'><style>*{display:none}</style>"
@@ -50,9 +51,15 @@ class World:
     holds: dict[str, api.Hold] = field(default_factory=dict)
     kept: dict[str, api.Kept] = field(default_factory=dict)
     accidents: dict[str, list[api.Cause]] = field(default_factory=dict)
+    budgets: dict[str, api.Budget] = field(default_factory=dict)
 
     def ago(self, seconds: float) -> str:
         return (self.now - timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+
+    def budget(self, scope: str, *, spent: float, limit: float | None, **changes: Any) -> api.Budget:
+        """A budget of today, which ends in five hours."""
+        made = a_budget(scope, spent=spent, limit=limit)
+        return made.model_copy(update={"resets_at": self.ago(-5 * 3600), **changes})
 
     def add_agent(self, name: str, **changes: Any) -> api.Agent:
         """An idle agent with the changes; its uid range is the next free one."""
@@ -66,7 +73,7 @@ class World:
             reason="",
             until=None,
             status="",
-            model=api.ModelStatus(active="haiku", queued=None, switched_at=None, switched_by=None),
+            model=a_model(),
             generation=1,
             commit=commit,
             uid_base=1048576 + 65536 * len(self.agents),
@@ -250,3 +257,10 @@ def session(user: str, role: UserRole, csrf: str, now: datetime, secret: str | N
         session=secret,
         expires_at=(now + timedelta(hours=12)).isoformat(),
     )
+
+
+def a_model(active: str = "haiku", **more: Any) -> api.ModelStatus:
+    """A model as `agent.nix` has it, of those that the host offers."""
+    allowed = ["haiku", "sonnet", "opus", "fable"]
+    known = {"queued": None, "switched_at": None, "switched_by": None, "default": active, "allowed": allowed}
+    return api.ModelStatus(active=active, **{**known, **more})

@@ -12,7 +12,7 @@ from reconciler.model.states import AgentState as A
 from reconciler.model.states import Desired, ProposalKind, Risk, Role
 from reconciler.model.states import MessageState as M
 from reconciler.model.states import ProposalState as P
-from tests.fakes.controldata import HOSTILE, World, change, diff_of, new_files
+from tests.fakes.controldata import HOSTILE, World, a_model, change, diff_of, new_files
 
 AGENT_NIX = [
     ("context", "{ ... }:"),
@@ -97,14 +97,13 @@ def believable(now: datetime) -> World:
 
 
 def _agents(w: World) -> None:
-    model = api.ModelStatus
     w.add_agent(
         "hm1nd",
         role=Role.MANAGER,
         state=A.THINKING,
         state_since=w.ago(42),
         status="reading smith's build log",
-        model=model(active="opus", queued=None, switched_at=None, switched_by=None),
+        model=a_model("opus"),
         generation=4,
         context=api.Context(used=122_000, window=200_000),
         cost_today_usd=0.81,
@@ -128,7 +127,9 @@ def _agents(w: World) -> None:
         inbox_depth=2,
         context=api.Context(used=80_000, window=200_000),
         cost_today_usd=0.27,
-        model=model(active="haiku", queued="sonnet", switched_at=w.ago(600), switched_by="operator"),
+        model=a_model(
+            queued="sonnet", override="sonnet", switched_at=w.ago(600), switched_by="operator:alice"
+        ),
         container=api.Container(driver="shim", unit="hive-agent@smith", leader_pid=4012, limits_enforced=[]),
     )
     w.add_agent(
@@ -147,6 +148,8 @@ def _agents(w: World) -> None:
     w.add_agent(
         "archivist", state=A.STOPPED, desired=Desired.STOPPED, state_since=w.ago(200_000), cost_today_usd=0.0
     )
+    w.budgets["*"] = w.budget("*", spent=1.2, limit=5.0)
+    w.budgets["hm1nd"] = w.budget("hm1nd", spent=0.81, limit=1.0, state="warned")
     base = w.generations["smith"][0]
     w.generations["smith"] = [
         base.model_copy(update={"number": 14, "proposal": 9, "created_at": w.ago(8000)}),

@@ -58,6 +58,7 @@ PARTS = (
     "/fragments/rail?at=hive",
     "/fragments/needs",
     "/fragments/agents",
+    "/fragments/budget",
     "/fragments/flow",
     "/fragments/drafts",
     "/fragments/kept",

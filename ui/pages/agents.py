@@ -13,7 +13,6 @@ from aiohttp import web
 from reconciler.control.client import ControlClient, OperatorError
 from reconciler.control.models import (
     Act,
-    Agent,
     Cause,
     Hold,
     NapAgent,
@@ -35,18 +34,17 @@ LOG_LINES = 500
 TABS = ("transcript", "inbox", "spec", "generations", "logs", "why", "stats")
 VERB = r"{verb:start|stop|restart|cancel|wake|compact|new-session}"
 ACCIDENTS = frozenset({"crash", "stop", "repair", "trouble"})
-ALIASES = ("haiku", "sonnet", "opus")
 
 
 async def head_of(client: ControlClient, agent_name: str) -> dict[str, Any]:
     """What the head and the side panel show."""
-    agent, spec, generations, inbox, holds, lately = await asyncio.gather(
+    agent, spec, generations, inbox, holds, (lately, budget) = await asyncio.gather(
         client.agent(agent_name),
         _spec(client, agent_name),
         client.generations(agent_name),
         client.messages(agent=agent_name, limit=20),
         _holds(client, agent_name),
-        _lately(client, agent_name),
+        asyncio.gather(_lately(client, agent_name), client.budget(agent_name)),
     )
     waiting = [m for m in inbox.items if m.to == agent_name and m.state in {"queued", "leased"}]
     return {
@@ -57,7 +55,7 @@ async def head_of(client: ControlClient, agent_name: str) -> dict[str, Any]:
         "inbox": inbox.items,
         "waiting": waiting,
         "lately": lately,
-        "models": _models(agent, spec),
+        "budget": budget,
         "commands": commands.HELP,
         "tabs": TABS,
     }
@@ -84,14 +82,6 @@ async def _lately(client: ControlClient, agent_name: str) -> list[Cause]:
     since = datetime.now(UTC) - timedelta(days=1)
     found = (await client.why(agent_name)).chain
     return [c for c in found if c.kind in ACCIDENTS and datetime.fromisoformat(c.at) > since][:3]
-
-
-def _models(agent: Agent, spec: SpecView | None) -> list[str]:
-    """Models to offer: those that the spec allows (none named: the common aliases), and those in use."""
-    allowed = spec.spec.get("models") if spec else None
-    offered = [str(m) for m in allowed] if isinstance(allowed, list) and allowed else list(ALIASES)
-    used = [model for model in (agent.model.active, agent.model.queued) if model]
-    return list(dict.fromkeys([*offered, *used]))
 
 
 def _view(found: Transcript, after: int, limit: int) -> transcripts.View:

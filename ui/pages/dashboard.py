@@ -10,6 +10,7 @@ from aiohttp import web
 from reconciler.control.client import ControlClient, OperatorError
 from reconciler.control.models import Agent, HiveStatus, NewAgent
 from ui.keys import client_of
+from ui.pages.money import by_scope
 from ui.render import frame, page, part
 from ui.security import field
 from ui.views.needs import Needs, by_need, needs
@@ -23,8 +24,12 @@ MESSAGES_SHOWN = 12
 async def show(request: web.Request) -> web.Response:
     """The dashboard."""
     client = client_of(request)
-    framed, messages, drafts, kept = await asyncio.gather(
-        frame(request), client.messages(limit=MESSAGES_SHOWN), client.drafts(), client.kept()
+    framed, messages, drafts, kept, budgets = await asyncio.gather(
+        frame(request),
+        client.messages(limit=MESSAGES_SHOWN),
+        client.drafts(),
+        client.kept(),
+        by_scope(client),
     )
     waiting = await _needs(client, framed.agents, framed.status)
     found = _filtered(framed.agents, request.query.get("q", ""))
@@ -42,6 +47,8 @@ async def show(request: web.Request) -> web.Response:
         agents=found,
         query=request.query.get("q", "")[:64],
         agents_all=framed.agents,
+        budgets=budgets,
+        hive_budget=budgets["*"],
     )
 
 
@@ -97,12 +104,13 @@ async def needs_part(request: web.Request) -> web.Response:
 @routes.get("/fragments/agents")
 async def agents_part(request: web.Request) -> web.Response:
     """The table of agents."""
-    framed = await frame(request)
+    framed, budgets = await asyncio.gather(frame(request), by_scope(client_of(request)))
     query = request.query.get("q", "")
     values: dict[str, Any] = {
         "agents": _filtered(framed.agents, query),
         "agents_all": framed.agents,
         "query": query[:64],
+        "budgets": budgets,
     }
     return await part(request, "_agents.html", frame=framed, **values)
 
