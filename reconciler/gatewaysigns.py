@@ -37,7 +37,7 @@ def of_refusal(event: RefusalEvent) -> Sign | None:
             return Sign("credential", event.agent, message=event.message, turn=event.turn)
         case "upstream":
             return Sign("unavailable", event.agent, message=event.message, turn=event.turn)
-        case "budget" if "for this turn" in event.message and "for today" not in event.message:
+        case "budget" if event.closure is None:  # too much for its turn, or for any day
             return Sign("turn_budget", event.agent, turn=event.turn)
         case _:
             return None

@@ -80,10 +80,10 @@ RULES: Mapping[str, Rule] = {
     ),
     "budget": Rule(
         "refused by the budget", "world", _QUARTER, _QUARTER,
-        "raise the agent's budget, or wait for the next day",
+        "`hive budget NAME --raise-today USD`, or wait for the next day",
     ),
     "turn_budget": Rule(
-        "the turn needs more tokens than its budget", "message", _MINUTE, _QUARTER,
+        "the turn needs more than its budget", "message", _MINUTE, _QUARTER,
         "raise budget.tokensPerTurn, or send a smaller task",
     ),
     "model_refused": Rule(
