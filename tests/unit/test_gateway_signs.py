@@ -8,7 +8,14 @@ import pytest
 
 from reconciler import gatewaysigns
 from reconciler.broker.outcomes import LIMIT_LONGEST_S
-from reconciler.gateway.messages import LimitEvent, RefusalEvent, SpendingRow, TroubleEvent, UsageEvent
+from reconciler.gateway.messages import (
+    ClosureRow,
+    LimitEvent,
+    RefusalEvent,
+    SpendingRow,
+    TroubleEvent,
+    UsageEvent,
+)
 from reconciler.gateway.notices import Notice, notice
 
 NOW = 1_700_000_000.0
@@ -100,8 +107,7 @@ def test_a_limit_is_believed_for_a_week_and_an_overload_is_none() -> None:
         ("credential", "none", "credential"),
         ("upstream", "the API cannot be reached", "unavailable"),
         ("budget", "refused by budget: 5 of 9 tokens for this turn are left", "turn_budget"),
-        ("budget", "refused by budget: $0.1 of $1 for today and 5 of 9 tokens for this turn are left", None),
-        ("budget", "refused by budget: $0.1 of $1 for today are left", None),
+        ("budget", "refused by budget: this request alone may cost $2.00", "turn_budget"),
         ("model", "not allowed", None),
         ("busy", "too many", None),
         ("request", "no such tool", None),
@@ -111,6 +117,15 @@ def test_what_the_gateway_refused_by_itself(reason: str, message: str, kind: str
     event = RefusalEvent.model_validate({"agent": "scout", "turn": 1, "reason": reason, "message": message})
     sign = gatewaysigns.of_refusal(event)
     assert (None if sign is None else sign.kind) == kind
+
+
+def test_a_day_that_is_used_up_is_no_fault_of_the_message() -> None:
+    closure = ClosureRow(
+        agent="scout", day="2026-03-01", budget="agent", ceiling_usd_micro=1, spent_usd_micro=1,
+        needed_usd_micro=1,
+    )  # fmt: skip
+    event = RefusalEvent(agent="scout", turn=1, reason="budget", message="spent", closure=closure)
+    assert gatewaysigns.of_refusal(event) is None
 
 
 @pytest.mark.parametrize("certain", [True, False])
