@@ -220,7 +220,16 @@ class Life:
             sweep=self._programs.kill_all,
             stall_s=self._config.stall_s,
             tool_stall_s=self._config.tool_stall_s,
+            set_aside=self._set_aside,
         )
+
+    async def _set_aside(self, session_id: str) -> None:
+        """Renames what the CLI wrote of a conversation that it can neither read nor write on."""
+        folder = f"{self._config.home}/.claude/projects"
+        name = f"{session_id}.jsonl"
+        command = ["find", folder, "-mindepth", "2", "-maxdepth", "2", "-name", name]
+        with contextlib.suppress(ProgramError):
+            await self._programs.run([*command, "-exec", "mv", "-f", "-T", "--", "{}", "{}.broken", ";"])
 
     def _second_session(self) -> Session:
         """For one question beside the conversation: no tools, no memory, no thinking, a cheap model. The

@@ -51,6 +51,16 @@ _CLOSE_S = 25.0
 _TICK_S = 1.0
 
 
+LOST = (
+    "hyperhive: your earlier conversation could not be resumed and begins anew. What you noted is in "
+    "/state/notes.md.\n\n"
+)
+
+
+async def _nothing_aside(_session_id: str) -> None:
+    """For sessions that are not written down."""
+
+
 class SessionError(Exception):
     """The CLI could not be started; the message says how it failed."""
 
@@ -112,6 +122,7 @@ class Session:
         stall_s: float,
         tool_stall_s: float,
         clock: Callable[[], float] = time.monotonic,
+        set_aside: Callable[[str], Awaitable[None]] = _nothing_aside,
     ) -> None:
         self.settings = settings
         self.context: tuple[int, int] | None = None
@@ -128,6 +139,8 @@ class Session:
         self._client_model = ""
         self._turn: _Turn | None = None
         self._stderr: list[str] = []
+        self._set_aside = set_aside
+        self._lost = False
 
     @property
     def is_open(self) -> bool:
@@ -164,6 +177,10 @@ class Session:
             except SessionError as error:
                 turn.gone = str(error)
                 return turn.facts()
+            if self._lost:
+                self._lost = False
+                emit("note", {"text": "the conversation could not be resumed: it begins anew"})
+                prompt = prompt if command else LOST + prompt
             if not turn.cancelled:
                 await self._send(client, prompt, prompt_id, command)
                 await self._watch(turn)
@@ -212,14 +229,22 @@ class Session:
                 self._client_model = self.settings.model
             return self._client
         # The host's word on whether the session exists can be outdated by a crash: the other way is the
-        # second try.
+        # second try. What a power cut left of a conversation can be neither resumed nor begun anew: the third
+        # puts it aside.
         problems = []
-        for resume in (self.settings.resume, not self.settings.resume):
+        for resume, aside in (
+            (self.settings.resume, False),
+            (not self.settings.resume, False),
+            (False, True),
+        ):
             try:
+                if aside:
+                    await self._set_aside(self.settings.session_id)
                 client = await self._start(resume)
             except SessionError as error:
                 problems.append(str(error))
                 continue
+            self._lost = aside or (self.settings.resume and not resume)
             self.settings = replace(self.settings, resume=True)
             self._client = client
             self._client_model = self.settings.model

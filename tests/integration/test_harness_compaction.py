@@ -160,4 +160,4 @@ async def test_long_notes_are_rewritten_by_a_second_session_that_leaves_no_trace
         await hived.turn("go on")
         assert hived.model.requests[-1]["session"] == told.session_id
         assert "tulip" in hived.model.said()
-        assert "the same, often" not in hived.model.said()
+        assert "Rewrite the notes below" not in hived.model.said()
