@@ -10,7 +10,7 @@ import asyncio
 import re
 import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ GIT = {
 }  # fmt: skip
 
 
-async def _itself(path: str) -> str:
-    return path
+async def _itself(paths: Sequence[str]) -> Sequence[str]:
+    return paths
 
 
 class Failed(Exception):  # noqa: N818 - it says what it is

@@ -127,7 +127,7 @@ async def _check_leases(store: Store, begun: set[int]) -> None:
     assert not [row["id"] for row in rows if (row["state"] == "leased") != (row["lease_id"] is not None)]
     async with store.state.transaction() as tx:
         for row in await tx.all("SELECT id FROM leases WHERE state = 'open'"):
-            await leases.give_back(tx, row["id"], failed=False)
+            await leases.give_back(tx, row["id"])
     rows = await store.state.all("SELECT id, redelivered, state FROM messages")
     assert {row["state"] for row in rows} <= {"queued"}, "all are delivered again"
     assert begun <= {row["id"] for row in rows if row["redelivered"]}, "a turn saw it, and nothing says so"
