@@ -37,6 +37,10 @@ let
       build_s = cfg.timeouts.buildSeconds;
       resync_s = cfg.timeouts.resyncSeconds;
     };
+    sessions = {
+      resident_max = cfg.sessions.residentMax;
+      idle_s = cfg.sessions.idleSeconds;
+    };
     retention = {
       events_days = cfg.retention.eventsDays;
       transcripts_days = cfg.retention.transcriptsDays;

@@ -178,6 +178,15 @@ in
       };
     };
 
+    sessions = {
+      residentMax = mkOption {
+        type = types.nullOr (types.ints.between 1 10000);
+        default = null;
+        description = "How many agents may keep a Claude Code (about 235 MB) in memory at once; null: as many as half of the host's memory holds.";
+      };
+      idleSeconds = seconds 900 "An agent that idled for so long gives its Claude Code up; the next turn resumes it.";
+    };
+
     # What is in use, or was approved, is kept whatever its age; the audit chain and proposals are never pruned.
     retention = {
       eventsDays = days 90 "How long the history of events is kept.";

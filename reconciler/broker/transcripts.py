@@ -41,13 +41,14 @@ class Transcripts:
         now = micros(self._core.clock.now())
         lines = self._bounded(agent, turn, [claims.clean(event, now=now) for event in request.events])
         async with self._core.store.events.transaction() as tx:
+            known = await history.last_seq(tx, turn)
             added = await history.add_lines(tx, agent, turn, lines)
             line = await history.last_line(tx, agent)
             stored = await history.last_seq(tx, turn)
         self._kept[agent] = (turn, self._count(agent, turn) + added)
         if added:
             self._core.events.announce("turn.event", agent, agent, turn=turn, line=line)
-        await self._learn(agent, row["session_id"], lines)
+        await self._learn(agent, row["session_id"], [one for one in lines if one.seq > known])
         return wire.EventsTaken(seq=max(last, stored))
 
     def _bounded(self, agent: AgentName, turn: int, lines: list[Line]) -> list[Line]:
@@ -64,10 +65,18 @@ class Transcripts:
         """What the lines say of the agent itself."""
         presence = self._core.presence
         for line in lines:
-            if line.kind == "context":
-                presence.context(agent, line.data["used_tokens"], line.data["window_tokens"])
-            elif line.kind == "compaction":
-                presence.compacting(agent, on=not {"after_tokens", "error"} & line.data.keys())
+            match line.kind:
+                case "context":
+                    now = await agents.get(self._core.store.state, agent)
+                    if now is not None and now["session_id"] == session:  # not of a conversation left behind
+                        presence.context(agent, line.data["used_tokens"], line.data["window_tokens"])
+                case "compaction":
+                    over = not {"after_tokens", "error"}.isdisjoint(line.data)
+                    presence.compacting(agent, on=not over)
+                    if over:
+                        self._core.events.announce("agent.compacted", agent, str(line.seq), **line.data)
+                case "notes":
+                    self._core.events.announce("agent.notes", agent, str(line.seq), **line.data)
         if self._used.get(agent) != session and any(line.kind in _OF_SESSION for line in lines):
             async with self._core.store.state.transaction() as tx:
                 await agents.use_session(tx, agent, session)

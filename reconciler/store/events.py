@@ -193,6 +193,8 @@ async def last_contexts(reader: Reader, agents: Sequence[str]) -> Sequence[Row]:
 async def record_turn_begun(tx: Tx, agent: str, at: int, data: Mapping[str, Any]) -> None:
     """The first line of a turn, from its `turn.begun` event."""
     shown = {"model": data["model"], "messages": data["messages"]}
+    if data.get("purpose", "messages") != "messages":
+        shown["purpose"] = data["purpose"]
     turn = data["turn"]
     await add_lines(tx, agent, turn, [Line(SEQ_BEGIN, at, "turn_begin", shown)])
     if "inbox_depth" in data:  # not in what an older version left in the outbox

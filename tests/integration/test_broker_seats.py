@@ -171,3 +171,51 @@ async def test_what_follows_an_order_is_given_out_only_after_the_harness_has_it(
     assert (await world.poll(SCOUT)).lease is None
     await world.broker.directives(SCOUT, wait_s=0, after=order.id)
     assert (await world.poll(SCOUT)).lease is not None
+
+
+async def test_what_a_compaction_and_a_rewriting_did_are_events_told_once(world: World) -> None:
+    async with world.running():
+        turn = (
+            await world.broker.begin_turn(
+                SCOUT, BOOT, wire.BeginTurn(lease=None, key="k" * 16, purpose="compaction")
+            )
+        ).turn
+        lines = events(
+            event(1, "compaction", before_tokens=90),
+            event(2, "compaction", before_tokens=90, after_tokens=10),
+            event(3, "notes", before_bytes=9, error="headings are lost"),
+        )
+        await world.broker.turn_events(SCOUT, turn, lines)
+        await world.broker.turn_events(SCOUT, turn, lines)
+        await world.end(SCOUT, turn)
+        told: list[tuple[str, object]] = []
+        async with asyncio.timeout(20):
+            while len(told) < 2:
+                world.clock.advance(1)  # hints are told with pauses
+                await asyncio.sleep(0)
+                found = await world.events.list(after=0, agent=SCOUT, kind=None, limit=100)
+                told = [
+                    (one.kind, one.data)
+                    for one in found.items
+                    if one.kind in {"agent.compacted", "agent.notes"}
+                ]
+        assert told == [
+            ("agent.compacted", {"before_tokens": 90, "after_tokens": 10}),
+            ("agent.notes", {"before_bytes": 9, "error": "headings are lost"}),
+        ]
+
+
+async def test_a_fresh_session_has_an_empty_context_also_after_a_restart(world: World) -> None:
+    await world.event(SCOUT)
+    turn, _ = await world.turn(SCOUT)
+    full = events(event(1, "context", used_tokens=700, window_tokens=1000))
+    await world.broker.turn_events(SCOUT, turn, full)
+    await world.set(SCOUT, session_id="another")
+    world.presence.fresh_session(SCOUT)
+    late = events(event(2, "context", used_tokens=800, window_tokens=1000))
+    await world.broker.turn_events(SCOUT, turn, late)
+    await world.end(SCOUT, turn)
+    assert (await world.presence.now(SCOUT)).context_used == 0
+    await world.restart()
+    now = await world.presence.now(SCOUT)
+    assert (now.context_used, now.context_window) == (0, 1000)

@@ -82,29 +82,6 @@ async def test_nothing_but_the_notes_can_be_touched_before_a_summary_and_not_for
         assert len(hived.model.requests) == calls + 1
 
 
-async def test_notes_that_fail_do_not_keep_the_summary_from_being_made(tmp_path: Path) -> None:
-    broken = {"error": {"status": 400, "type": "invalid_request_error", "message": "no"}}
-    plans = [SUMMARY, noting(broken), scenario(".", {"text": "fine"})]
-    async with world(tmp_path, *plans) as hived:
-        await hived.turn("hello")
-        await hived.host.order("compact")
-        turn = await hived.host.ended(2)
-        assert any("no notes were taken (api_error" in one["text"] for one in turn.of("note"))
-        assert turn.of("compaction")[-1]["after_tokens"] > 0
-        assert turn.end is not None
-        assert turn.end.outcome == "ok"
-
-
-async def test_an_agent_that_cannot_write_files_is_compacted_without_notes(tmp_path: Path) -> None:
-    told = welcome(spec={"bash": {"allow": ["git *"]}, "tools": {"allow": ["Read"]}})
-    async with world(tmp_path, SUMMARY, scenario(".", {"text": "fine"}), told=told) as hived:
-        await hived.turn("hello")
-        await hived.host.order("compact")
-        turn = await hived.host.ended(2)
-        assert any("neither Edit nor Write" in one["text"] for one in turn.of("note"))
-        assert len(turn.of("compaction")) == 2
-
-
 async def test_a_summary_that_fails_is_told_and_the_conversation_stays(tmp_path: Path) -> None:
     broken = {"error": {"status": 400, "type": "invalid_request_error", "message": "no"}}
     plans = [

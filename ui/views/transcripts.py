@@ -91,7 +91,8 @@ class _Builder:
 
     def _begin(self, line: TranscriptLine) -> None:
         self._close()
-        self._add(line, "begin", title=_text(line.data, "model"), argument=_messages(line.data))
+        what = _PURPOSES.get(_text(line.data, "purpose")) or _messages(line.data)
+        self._add(line, "begin", title=_text(line.data, "model"), argument=what)
 
     def _end(self, line: TranscriptLine) -> None:
         self._close()
@@ -109,10 +110,15 @@ class _Builder:
         row.reason = f"{len(text) - TEXT_MAX:,} more characters" if len(text) > TEXT_MAX else ""
 
     def _rule(self, line: TranscriptLine) -> None:
+        error = _text(line.data, "error")
         if line.kind == "model":
             self._add(line, "rule", title=f"model {_text(line.data, 'model')}")
+        elif error:
+            self._add(line, "stderr", text=first_line(f"{_RULES[line.kind]}: not done: {error}", 400))
+        elif not line.data.keys() & {"after_tokens", "after_bytes"}:
+            self._add(line, "rule", title="being compacted", argument=_change(line.data))
         else:
-            self._add(line, "rule", title="compacted", argument=_compaction(line.data))
+            self._add(line, "rule", title=_RULES[line.kind], argument=_change(line.data))
 
     def _failure(self, line: TranscriptLine) -> None:
         if line.data.get("is_error") is True:
@@ -183,6 +189,7 @@ class _Builder:
         "stderr": _prose,
         "model": _rule,
         "compaction": _rule,
+        "notes": _rule,
         "result": _failure,
         "tool_call": _call,
         "tool_result": _result,
@@ -190,6 +197,8 @@ class _Builder:
     }
 
 
+_PURPOSES = {"compaction": "to sum the conversation up", "notes": "to rewrite the notes"}
+_RULES = {"compaction": "compacted", "notes": "notes rewritten"}
 _PROSE: dict[str, Kind] = {"thinking": "thinking", "note": "note", "stderr": "stderr"}
 _SPEECH = frozenset({f"{OWN}send", f"{OWN}ask_operator"})
 _GLYPHS = {"Bash": "$", "Read": "▤", "Edit": "✎", "Write": "✎", "NotebookEdit": "✎", "Glob": "⌕", "Grep": "⌕"}
@@ -273,6 +282,11 @@ def _messages(data: dict[str, Any]) -> str:
     return f"{number} message{'s' * (number != 1)}" if number else "no message"
 
 
-def _compaction(data: dict[str, Any]) -> str:
-    numbers: Iterable[float | None] = (_number(data, "before_tokens"), _number(data, "after_tokens"))
-    return " → ".join(f"{number / 1000:.0f}k" for number in numbers if number is not None)
+def _change(data: dict[str, Any]) -> str:
+    """Tokens of a compaction, bytes of notes: before → after."""
+    unit = "KiB" if "before_bytes" in data else "k"
+    by = 1024 if unit == "KiB" else 1000
+    keys = ("before_bytes", "after_bytes") if unit == "KiB" else ("before_tokens", "after_tokens")
+    numbers: Iterable[float | None] = (_number(data, key) for key in keys)
+    space = " " if unit == "KiB" else ""
+    return " → ".join(f"{number / by:.0f}{space}{unit}" for number in numbers if number is not None)

@@ -250,7 +250,7 @@ class Why(Model):
 
 class TranscriptLine(Model):
     """One event of a turn; `id` grows over the whole hive, `data` by kind as in harness.wire.TurnEvent, plus
-    turn_begin {model, messages}, turn_end {outcome, error, duration_ms}."""
+    turn_begin {model, messages, purpose?}, turn_end {outcome, error, duration_ms}."""
 
     id: int
     turn: int
