@@ -20,7 +20,7 @@ from harness.policy.words import Rest, Word
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 SUBSTITUTIONS = frozenset({"$(*)", "<(*)", ">(*)"})
-_NO_NAME = re.compile(r"[\s\"'\\$`|&;<>(){}!?#~=]|^\]|^-|:\*")
+_NO_NAME = re.compile(r"[\"'\\$`|&;<>(){}!?#~=]|^\]|^-|:\*")
 _SYNTAX = frozenset({
     "if", "then", "else", "elif", "fi", "for", "while", "until", "do", "done", "case", "esac", "select",
     "function", "coproc", "time", "in", "[[", "]]",
@@ -42,7 +42,7 @@ class Pattern:
     @classmethod
     def parse(cls, text: str) -> Pattern:
         """Reads one pattern; any text is one, though it may match nothing (`problem`)."""
-        parts = _inner(text).split()
+        parts = [part for part in _inner(text).split(" ") if part]
         marks = set()
         while len(parts) > 1 and parts[-1] in {"&", "<<*"} and parts[-1] not in marks:
             marks.add(parts.pop())
@@ -98,7 +98,7 @@ class Pattern:
 
 
 def problem(text: str) -> str:
-    """Why a pattern can never match anything, for people; empty if it can."""
+    """Why a pattern can never match anything, for people; empty if it can. modules/bare/types.nix agrees."""
     inner = _inner(text)
     if not inner or _unwrapped(text) != _unwrapped(text).strip() or re.search(r"[\x00-\x1f\x7f]", text):
         return "it is blank, padded, or has control characters"

@@ -4,12 +4,15 @@
 # `modules/agent.nix` turns the same data into NixOS types, so both platforms refuse the same values.
 let
   inherit (builtins)
+    all
     attrNames
     concatLists
     concatStringsSep
     elem
     elemAt
+    filter
     genList
+    head
     isAttrs
     isBool
     isFloat
@@ -20,8 +23,10 @@ let
     length
     listToAttrs
     match
+    replaceStrings
     split
     stringLength
+    tail
     toJSON
     toString
     typeOf
@@ -174,15 +179,84 @@ let
   inner =
     text:
     let
-      whole = match "Bash\\((.*)" text;
-      closed = if whole == null then null else match "(.*)\\)" (elemAt whole 0);
+      whole = match "Bash\\((.*)\\)" text;
     in
-    if whole == null then
-      text
-    else if closed == null then
-      elemAt whole 0
+    if whole == null then text else elemAt whole 0;
+
+  # Whether a pattern without padding and control characters can match any command at all: the policy's own grammar
+  # (harness/policy/patterns.py, `problem`) a second time.
+  canMatch =
+    text:
+    let
+      plain = if text == "Bash" then "*" else inner text;
+      colon = match "(.*):\\*" plain;
+      parts = filter (part: isString part && part != "") (
+        split " " (if colon == null then plain else "${elemAt colon 0} *")
+      );
+      last = list: elemAt list (length list - 1);
+      withoutLast = list: genList (elemAt list) (length list - 1);
+      unmarked =
+        list: seen:
+        if length list > 1 && elem (last list) marks && !elem (last list) seen then
+          unmarked (withoutLast list) (seen ++ [ (last list) ])
+        else
+          list;
+      marks = [
+        "&"
+        "<<*"
+      ];
+      isAssignment = part: match "[A-Za-z_][A-Za-z0-9_]*=.*" part != null;
+      command =
+        list: if list != [ ] && isAssignment (head list) then command (tail list) else list;
+      marked = unmarked parts [ ];
+      words = command marked;
+      name = head words;
+    in
+    if words == [ ] then
+      marked != [ ]
     else
-      elemAt closed 0;
+      match ".*[]\"'\\$`|&;<>(){}!?#~=].*" (dropClosing name) == null
+      && match "[]-].*" name == null
+      && match ".*:\\*.*" name == null
+      && !elem name reserved
+      && all (part: match ".*:\\*.*" part == null) (withoutLast words)
+      && all (part: !elem part operators) words;
+  # `]` may stand inside of a name, not at its beginning
+  dropClosing = name: replaceStrings [ "]" ] [ "_" ] name;
+  reserved = [
+    "if"
+    "then"
+    "else"
+    "elif"
+    "fi"
+    "for"
+    "while"
+    "until"
+    "do"
+    "done"
+    "case"
+    "esac"
+    "select"
+    "function"
+    "coproc"
+    "time"
+    "in"
+    "[["
+    "]]"
+  ];
+  operators = [
+    "&&"
+    "||"
+    "|"
+    "|&"
+    "&"
+    ">"
+    ">>"
+    "<"
+    "<<"
+    "2>&1"
+    "2>/dev/null"
+  ];
 
   # Without a leading or trailing blank, and not empty.
   unpadded = text: match "[^[:space:]]|[^[:space:]].*[^[:space:]]" text != null;
@@ -267,7 +341,7 @@ let
       (
         if !isString value || stringLength value < 1 || stringLength value > 500 then
           wrong
-        else if hasControl (inner value) || !unpadded (inner value) then
+        else if hasControl value || !unpadded (inner value) || !canMatch value then
           refuse "is ${shown value}, which can never match"
         else
           ok value

@@ -6,10 +6,11 @@ Field names are the option names (camelCase), because this is the JSON that Nix 
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from harness.policy.patterns import problem
 
 MODEL_PATTERN = r"^[a-z][a-z0-9.:-]{0,63}(\[1m\])?$"
 SIZE_PATTERN = r"^[1-9][0-9]{0,9}[KMGT]$"
@@ -43,13 +44,8 @@ class BashPolicy(_Part):
     @classmethod
     def _can_match(cls, patterns: list[str]) -> list[str]:
         for pattern in patterns:
-            inner = (
-                pattern.removeprefix("Bash(").removesuffix(")") if pattern.startswith("Bash(") else pattern
-            )
-            if not inner.strip() or inner != inner.strip() or re.search(r"[\x00-\x1f\x7f]", inner):
-                raise ValueError(
-                    f"the pattern {pattern!r} can never match: it is blank, padded, or has control characters"
-                )
+            if why := problem(pattern):
+                raise ValueError(f"the pattern {pattern!r} can never match: {why}")
         return patterns
 
 

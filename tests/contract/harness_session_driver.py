@@ -1,9 +1,10 @@
 """Runs a `harness.session.Session` alone, driven by lines of JSON: started by its contract tests inside a
 container.
 
-In: `{"run": prompt, "command"?: bool}`, `{"interrupt": true}`, `{"model": name}`, `{"close": true}`. Out:
-`{"event": kind, "data": …}` as they come, `{"facts": …}` at the end of each run, `{"tool": name, "arguments":
-…}` for each call of its one tool, `{"ready": true}` after the other commands.
+In: `{"run": prompt, "command"?: bool}`, `{"interrupt": true}`, `{"model": name}`, `{"close": true}`,
+`{"rules": {…}}` for other rules of the policy, `{"broken": how}` for one that crashes or hangs.
+Out: `{"event": kind, "data": …}` as they come, `{"facts": …}` at the end of each run, `{"tool": name,
+"arguments": …}` for each call of its one tool, `{"ready": true}` after the other commands.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from harness.forward import Forwarder
 from harness.policy.engine import Policy, Rules
 from harness.programs import AgentPrograms
 from harness.session import Session, Settings
+from harness.spec import McpServer
 from harness.tools.tool import Tool, arguments_schema, text
 
 SESSION = "6f1d3f52-3b8e-4f0a-9f54-0d5a8a3f0009"
@@ -31,8 +33,30 @@ def say(line: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-async def as_it_is(paths: Sequence[str]) -> Sequence[str]:
-    return paths
+class Broken:
+    """A policy that does not decide."""
+
+    def __init__(self, how: str) -> None:
+        self._how = how
+
+    async def decide(self, *_call: object) -> Any:
+        if self._how == "hangs":
+            await asyncio.Event().wait()
+        if self._how == "talks rubbish":
+            return "certainly"
+        raise RuntimeError("a bug")
+
+
+def rules_of(order: Mapping[str, Any]) -> Rules:
+    return Rules(
+        allow=tuple(order.get("allow", ())),
+        deny=tuple(order.get("deny", ())),
+        tools=tuple(order.get("tools", ("Read", "Write"))),
+        roots=("/state", "/config", "/home/agent"),
+        work_tree=("/state", "/config"),
+        mcp_tools=frozenset(order.get("mcp_tools", ())),
+        values={"HOME": "/home/agent"},
+    )
 
 
 async def send(arguments: Mapping[str, Any]) -> str:
@@ -43,13 +67,23 @@ async def send(arguments: Mapping[str, Any]) -> str:
 async def main() -> None:
     config = Config(stall_s=float(os.environ.get("STALL_S", "60")))
     environment = {**cli_environment("scout", config), "CLAUDE_CODE_MAX_RETRIES": "0"}
+    environment["SERVERS"] = os.environ.get("SERVERS", "{}")
     os.environ.clear()
     os.environ["PATH"] = "/usr/bin:/bin"
     programs = AgentPrograms(agent_environment("scout", config))
-    rules = Rules(allow=("git *", "sleep *"), tools=("Read", "Write"), roots=("/state",))
+
+    async def resolve(paths: Sequence[str]) -> Sequence[str]:
+        found = await programs.run(["realpath", "-m", "-z", "--", *paths])
+        return found.rstrip(b"\0").decode().split("\0")
+
+    decides: list[Any] = [Policy(rules_of({"allow": ["git *", "sleep *"]}), resolve)]
     tool = Tool(
         "send", "Send a message.", arguments_schema({"to": text("to", 64), "body": text("body", 1000)}), send
     )
+    servers = {
+        name: McpServer.model_validate(one)
+        for name, one in json.loads(environment.pop("SERVERS", "{}")).items()
+    }
     session = Session(
         Settings(
             SESSION,
@@ -57,10 +91,11 @@ async def main() -> None:
             model="claude-sonnet-5",
             system_prompt="You are `scout`.",
             tools=("Bash", "Read", "Write"),
+            servers=servers,
         ),
         cli=config.cli,
         environment=environment,
-        policy=lambda: Policy(rules, as_it_is),
+        policy=lambda: decides[0],
         tools=lambda: [tool],
         sweep=programs.kill_all,
         stall_s=config.stall_s,
@@ -79,6 +114,10 @@ async def main() -> None:
                 continue
             if "interrupt" in order:
                 await session.interrupt()
+            elif "rules" in order:
+                decides[0] = Policy(rules_of(order["rules"]), resolve)
+            elif "broken" in order:
+                decides[0] = Broken(order["broken"])
             elif "model" in order:
                 await session.apply(dataclasses.replace(session.settings, model=order["model"]))
             elif "close" in order:

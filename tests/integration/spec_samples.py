@@ -10,6 +10,54 @@ from pydantic import ValidationError
 
 from reconciler.model.spec import Spec
 
+# Patterns of the shell: what can match and what can not.
+PATTERNS = [
+    "if *",
+    "FOO=* git *",
+    "X=*",
+    "ls &",
+    "cat <<*",
+    "& ls",
+    "git && ls",
+    "git:* push",
+    "'git' *",
+    "a=b if",
+    "[ *",
+    "[[ *",
+    "-x",
+    "~/x",
+    "./x *",
+    "Read(/x)",
+    ":*",
+    "x:*",
+    "* && *",
+    "find * -exec * ;",
+    "]x",
+    "x] *",
+    "echo $(*)",
+    "Bash",
+    "\\ls",
+    "x\\ *",
+    "a  b",
+    "<<*",
+    "&",
+    "ls & &",
+    "ls <<* &",
+    "ls & <<* &",
+    "FOO=1 FOO=2",
+    "f=o& x",
+    "git *",
+    "Bash(git *)",
+    "Bash()",
+    "Bash( x)",
+    "Bash(x",
+    " git",
+    "git ",
+    "git\t*",
+    "*",
+    "git:*",
+]
+
 # Whatever a person may write somewhere; each is tried at every option.
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 15, 16, 65536, 65537, 131072, 1023, 1024, 4294836224, 4294901760, 1000000001,
@@ -29,6 +77,7 @@ VALUES: list[Any] = [
     {"srv": {"command": "x", "args": ["a"], "env": {"A b": "c"}, "allow": ["t"]}},
     {"srv": {"command": "x", "env": {"A": 1}}}, {"srv": {"command": "x", "more": 1}},
     {"srv": {"command": "x" * 4097}}, {"hyperhive": {"command": "x"}},
+    *([pattern] for pattern in PATTERNS),
 ]  # fmt: skip
 
 
