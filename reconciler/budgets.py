@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from reconciler.broker.outcomes import RULES
 from reconciler.broker.sending import tell
 from reconciler.broker.signals import Signal
 from reconciler.config import Config
@@ -30,6 +31,8 @@ from reconciler.store import budgets, deployments, fleet
 from reconciler.store.budgets import HIVE
 from reconciler.store.db import Reader, Row, Store, Tx
 
+# Why an agent rests after a turn that a budget ended. Where the day is used up, the wait takes its place.
+_RESTS = RULES["budget"].reason
 SETTLE_S = 0.05
 MAX_USD = 100_000
 
@@ -175,6 +178,8 @@ class BudgetService:
                 seen = await self._see(tx)
                 for row in await budgets.waits(tx):
                     await self._settle(tx, seen, row)
+                    if scope in {HIVE, row["name"]}:  # what was too much may fit now
+                        await self._end_rest(tx, AgentName(row["name"]))
                 after = await self._read(tx, scope)
                 await tx.emit(
                     "budget.raised",
@@ -225,7 +230,7 @@ class BudgetService:
         """Whether it rests after a turn that the day's budget ended: then this waits in its place, or the
         operator has raised the budget."""
         closure = self._counted.closures.get(row["name"])
-        return bool(row["parked_reason"] == budgets.RESTS and closure is not None and closure.day == seen.day)
+        return bool(row["parked_reason"] == _RESTS and closure is not None and closure.day == seen.day)
 
     def _wanted(self, seen: _Day, row: Row) -> tuple[int | None, str]:
         """Until when the agent waits and why; (None, "") not at all."""
@@ -258,6 +263,12 @@ class BudgetService:
         else:
             await budgets.wait(tx, agent, until, reason)
             await self._tell_reached(tx, seen, agent, until, reason)
+        if self._rests(seen, row):
+            await budgets.end_rest(tx, agent, (_RESTS,))
+        tx.after_commit(lambda: self._nudge(agent))
+
+    async def _end_rest(self, tx: Tx, agent: AgentName) -> None:
+        await budgets.end_rest(tx, agent, (_RESTS, RULES["turn_budget"].reason))
         tx.after_commit(lambda: self._nudge(agent))
 
     async def _tell_reached(self, tx: Tx, seen: _Day, agent: AgentName, until: int, reason: str) -> None:

@@ -6,17 +6,14 @@ shown as.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from reconciler.store.db import Reader, Row, Tx
 
 HIVE = "*"
 """The scope of the hive's own budget; any other is an agent's name."""
-
-RESTS = "refused by the budget"
-"""The reason of the rest that an agent takes after a turn of outcome `budget`. Where a budget of a day is
-used up this file's own parking takes its place, which the operator can end by adding to the budget."""
 
 KEPT_DAYS = 92
 _DAY_MICROS = 86_400_000_000
@@ -68,20 +65,19 @@ async def wait(tx: Tx, agent: str, until: int, reason: str) -> None:
     await tx.run(
         "UPDATE agents SET budget_until_at = ?, budget_reason = ? WHERE name = ?", until, reason, agent
     )
-    await end_rest(tx, agent)
 
 
 async def end_wait(tx: Tx, agent: str) -> None:
     """The agent has room again."""
     await tx.run("UPDATE agents SET budget_until_at = NULL, budget_reason = '' WHERE name = ?", agent)
-    await end_rest(tx, agent)
 
 
-async def end_rest(tx: Tx, agent: str) -> None:
-    """The rest after a turn that the budget ended says no more than the wait does."""
+async def end_rest(tx: Tx, agent: str, reasons: Collection[str]) -> None:
+    """End the agent's rest after a failed turn, if it rests for one of these reasons."""
     await tx.run(
-        "UPDATE agents SET parked_until_at = NULL, parked_reason = '' WHERE name = ? AND parked_reason = ?",
-        *(agent, RESTS),
+        "UPDATE agents SET parked_until_at = NULL, parked_reason = '' WHERE name = ? AND parked_reason IN "
+        "(SELECT value FROM json_each(?))",
+        *(agent, json.dumps(list(reasons))),
     )
 
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.integration.gateway_kit import SECRET, WAIT_S, Lab, lab_folder, policy
+from reconciler.gateway.messages import Added
+from reconciler.model.days import local_day
+from tests.integration.gateway_kit import SECRET, WAIT_S, Lab, lab_folder, policy, until
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -126,3 +129,75 @@ async def test_a_refusal_ends_the_turn_at_once_with_its_words(
         assert (result["is_error"], result["api_error_status"]) == (True, 403)
         assert words in result["result"]
         assert len(lab.refusals) == 1
+
+
+async def test_a_day_that_is_used_up_ends_the_turn_in_words_and_a_raise_lets_the_conversation_go_on(
+    inside: Inside,
+) -> None:
+    lab = inside.lab
+    step = {"text": "hi", "usage": {"input_tokens": 1000, "output_tokens": 50_000}}
+    small = policy(budget_usd_day=0.0255)
+    async with lab.scripted(step), lab.served(small) as client:
+        first = await inside.turn("one", "--model", "haiku")
+        assert (first["is_error"], first["result"]) == (False, "hi")
+        second = await inside.turn("two", "--model", "haiku", "--continue")
+        assert (second["is_error"], second["api_error_status"]) == (True, 403)
+        assert "refused by budget: $0.02" in second["result"]
+        assert "of this agent's $0.0255 for today are spent" in second["result"]
+        assert lab.refusals[-1].closure == client.closures["scout"]
+        more = Added(day=local_day(time.time()), usd_micro=1_000_000)
+        await client.configure([small.model_copy(update={"added": more})])
+        again = await inside.turn("four", "--model", "haiku", "--continue")
+        assert again["result"] == "hi"
+        assert b"one" in lab.seen[-1].body
+        assert client.spent_micro(more.day)["scout"] > 50_000
+
+
+async def test_a_stream_that_is_cut_and_tried_again_is_paid_each_time_and_never_beyond_the_budget(
+    inside: Inside,
+) -> None:
+    lab = inside.lab
+    cut = {"text": "word " * 50, "cut": 3, "usage": {"input_tokens": 1000, "output_tokens": 500}}
+    async with lab.scripted(cut), lab.served(policy(budget_usd_day=0.05)) as client:
+        result = await inside.turn("one", "--model", "haiku")
+        assert result["is_error"] is True
+        messages = [seen for seen in lab.seen if "count_tokens" not in seen.path]
+        await until(lambda: len(lab.usage) == len(messages))
+        assert not any(event.certain for event in lab.usage)
+        assert sum(client.spent_micro(local_day(time.time())).values()) <= 50_000
+        assert (
+            sum(event.usd_micro for event in lab.usage) == client.spent_micro(local_day(time.time()))["scout"]
+        )
+
+
+@pytest.mark.parametrize("served", [True, False])
+async def test_a_retired_model_that_the_cli_replaces_without_a_word_is_told(
+    inside: Inside, served: bool
+) -> None:
+    lab = inside.lab
+    models = ("claude-opus-4-1", "opus") if served else ("claude-opus-4-1", "haiku")
+    asked = policy(models=models, turn=7, asked_model="claude-opus-4-1")
+    async with lab.scripted({"text": "hi"}), lab.served(asked):
+        result = await inside.turn("one", "--model", "claude-opus-4-1")
+        await until(lambda: len(lab.models) == 1)
+        told = lab.models[0]
+        assert (told.turn, told.asked, told.requested) == (7, "claude-opus-4-1", "claude-opus-5-5")
+        if served:
+            assert result["result"] == "hi"
+        else:
+            assert "this turn was given 'claude-opus-4-1'" in result["result"]
+            assert lab.seen == []
+
+
+async def test_the_cli_asks_no_other_model_on_the_side(inside: Inside) -> None:
+    """Were it to use a small model for a title or a summary, an agent without haiku would be refused."""
+    lab = inside.lab
+    async with lab.scripted({"text": "hi"}), lab.served(policy(models=("opus",), asked_model="opus")):
+        for prompt in ("one", "/compact"):
+            result = await inside.turn(
+                prompt, "--model", "opus", *([] if prompt == "one" else ["--continue"])
+            )
+            assert result["is_error"] is False, result
+        assert {json.loads(seen.body)["model"] for seen in lab.seen} == {"claude-opus-5-5"}
+        assert lab.models == []
+        assert {refusal.reason for refusal in lab.refusals} <= {"request"}  # a beta it can do without

@@ -123,6 +123,19 @@ async def test_a_closed_session_is_resumed_with_its_history_and_another_model(tm
         assert talk.model.requests[-1]["model"] == "claude-haiku-4-5"
 
 
+async def test_a_live_session_takes_another_model_and_knows_what_was_said_before(tmp_path: Path) -> None:
+    plans = [plays("remember", {"text": "The word is tulip."}), plays("what", {"text": "tulip"})]
+    async with session(tmp_path, *plans) as talk:
+        await talk.run("remember")
+        before = processes_of_agent(talk.process)
+        await talk.do(model="claude-opus-5")
+        assert classify(await talk.run("what was it")).outcome == "ok"
+        assert talk.model.requests[-1]["model"] == "claude-opus-5"
+        assert "The word is tulip." in talk.model.said()
+        assert talk.of("model") == [{"model": "claude-opus-5"}]
+        assert processes_of_agent(talk.process) == before  # the same process, which was not started anew
+
+
 async def test_an_api_failure_is_told_by_its_status(tmp_path: Path) -> None:
     limited = {
         "status": 429,

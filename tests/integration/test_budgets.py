@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from reconciler.broker.outcomes import RULES
 from reconciler.budgets import BudgetService
 from reconciler.config import Budget, Config
 from reconciler.control import models as api
@@ -240,6 +241,15 @@ async def test_what_is_added_counts_today_only_is_audited_and_reaches_the_gatewa
     assert again.limit_today_usd == 2.75
     money.world.clock.advance(86_400)
     assert (await money.service.of("scout")).limit_today_usd == 2.0
+
+
+async def test_a_rest_after_a_request_that_no_day_had_room_for_ends_with_the_raise(money: Money) -> None:
+    for agent in ("scout", "smith"):
+        reason = RULES["turn_budget"].reason
+        await money.world.set(agent, parked_reason=reason, parked_until_at=2**60)
+    await money.service.raise_today(ALICE, "scout", api.RaiseBudget(usd=1))
+    assert (await money.state(SCOUT))[0] is AgentState.IDLE
+    assert (await money.state(SMITH))[0] is AgentState.PARKED
 
 
 async def test_a_dry_run_of_it_answers_the_same_and_changes_nothing(money: Money) -> None:
