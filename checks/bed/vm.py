@@ -109,7 +109,7 @@ def ensure(suite: Suite) -> Machine:
     )
 
 
-def run(machine: Machine, script: str, *, timeout_s: float = 240.0) -> Done:
+def run(machine: Machine, script: str, *, timeout_s: float = 600.0) -> Done:
     """Boot, run a shell script as root in the repository's source, power off; status and output of the
     script (both streams as one). `BedCommandError` if it did not come to that in time."""
     with tempfile.TemporaryDirectory(prefix="hive-vm-") as name:

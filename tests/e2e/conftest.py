@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from playwright import async_api, sync_api
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from tests.support.demohive import (
@@ -15,6 +16,9 @@ from tests.support.demohive import (
     start_demo,
     stop_demo,
 )
+
+for _api in (async_api, sync_api):
+    _api.expect.set_options(timeout=60_000)  # not 5 s: the machine is at work
 
 
 @pytest.fixture(scope="module")

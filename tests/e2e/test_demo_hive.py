@@ -99,7 +99,7 @@ def test_the_dashboard_lists_the_agents_and_moves_without_a_reload(hive: DemoHiv
     page.evaluate("window.stillHere = true")
     text = f"flow check {os.urandom(4).hex()}"
     hive.hive("send", "scout", text)
-    expect(page.get_by_text(text).first).to_be_visible(timeout=10_000)
+    expect(page.get_by_text(text).first).to_be_visible(timeout=60_000)
     assert page.evaluate("window.stillHere") is True
     hive.until(lambda: idle(hive, "scout"), "scout answers")
 
@@ -113,8 +113,8 @@ def test_the_operator_asks_scout_and_scout_answers(hive: DemoHive, page: Page) -
     answers = hive.until(lambda: messages_to_operator(hive, "scout", before), "scout's answer")
     assert answers[0].strip()
     # the transcript came in while it was made: the tool call and the message stand on the page as it is
-    expect(page.get_by_text("send", exact=False).first).to_be_visible(timeout=10_000)
-    expect(page.get_by_text("Bash", exact=False).first).to_be_visible(timeout=10_000)
+    expect(page.get_by_text("send", exact=False).first).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Bash", exact=False).first).to_be_visible(timeout=60_000)
     hive.until(lambda: idle(hive, "scout"), "scout rests")
     lines = hive.json("transcript", "scout")["items"]
     assert {"turn_begin", "prompt", "tool_call", "tool_result", "turn_end"} <= {
@@ -153,7 +153,7 @@ def test_a_change_is_proposed_shown_approved_and_in_force(hive: DemoHive, page: 
     hive.until(lambda: proposal_in(hive, proposal["id"], "deployed", "failed"), "the deployment")
     done = hive.json("proposals", str(proposal["id"]))
     assert done["state"] == "deployed", done["error"]
-    expect(page.get_by_text("deployed", exact=False).first).to_be_visible(timeout=15_000)
+    expect(page.get_by_text("deployed", exact=False).first).to_be_visible(timeout=60_000)
 
     smith = hive.until(lambda: a if (a := hive.agent("smith"))["state"] in AT_WORK else None, "smith is back")
     assert smith["generation"] == generation + 1

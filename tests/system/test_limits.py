@@ -14,6 +14,7 @@ from checks.bed.images import SUITES, Suite
 # A run takes half a minute, so the second release is for `make test-full`.
 _SUITES = SUITES if os.environ.get("HYPOTHESIS_PROFILE") == "full" else SUITES[:1]
 _LIMIT_BYTES, _LIMIT_TASKS = 64 << 20, 32
+pytestmark = pytest.mark.timeout(660)  # beside others, emulation takes many times what it takes alone
 
 
 @pytest.fixture(scope="module", params=_SUITES)
