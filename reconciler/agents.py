@@ -25,7 +25,7 @@ from reconciler.modelchoice import Choice, choose
 from reconciler.plan.steps import Again, Failed, Plan, Settled, Waiting
 from reconciler.services import Actor, Approvals
 from reconciler.store import agents as agent_rows
-from reconciler.store import fleet, holds, loops
+from reconciler.store import fleet, holds, loops, messages
 from reconciler.store.db import Database, Row, Store, Tx
 
 
@@ -41,6 +41,7 @@ class Now:
     context_window: int | None
     active_model: str | None
     resident: bool = False
+    nap_until: float | None = None
 
 
 class SeatCount(Protocol):
@@ -213,7 +214,7 @@ class AgentService:
             ),
             trouble=visible(self._trouble(name) or ""),
             resident=now.resident,
-            queued=_queued(row),
+            queued=_queued(row, now),
         )
 
     def _choice(self, row: Row) -> Choice:
@@ -383,12 +384,18 @@ class AgentService:
 
     async def nap(self, actor: Actor, name: str, request: api.NapAgent) -> api.Agent:
         """No turn begins before `seconds` have passed, unless something urgent comes; a running one ends as
-        it would."""
+        it would. Nothing if something urgent waits: that would end it at once."""
         _operator(actor)
         async with self._store.state.transaction(dry_run=request.dry_run) as tx:
             row = await fleet.agent(tx, name)
             if row["desired"] == Desired.DESTROYED:
                 raise _destroyed(name)
+            if await messages.urgent_waits(tx, name):
+                raise OperatorError(
+                    f"something urgent waits for {name}, and goes first",
+                    code="conflict",
+                    hint=f"let it nap once its turn over that has begun; `hive messages --agent {name}`",
+                )
             reason = request.note or f"told to by {person(actor.name)}"
             await agent_rows.nap(tx, name, tx.now + micros(request.seconds), reason)
             await tx.audit(actor.name, "agent.nap", name, seconds=request.seconds, note=request.note)
@@ -465,8 +472,10 @@ class AgentService:
         return await self.get(name)
 
 
-def _queued(row: Row) -> list[Literal["compact", "new-session"]]:
-    found: list[Literal["compact", "new-session"]] = []
+def _queued(row: Row, now: Now) -> list[Literal["compact", "new-session", "nap"]]:
+    found: list[Literal["compact", "new-session", "nap"]] = []
+    if row["turn_id"] is not None and now.nap_until is not None:
+        found.append("nap")
     if row["turn_id"] is not None and row["turn_session"] != row["session_id"]:
         found.append("new-session")
     if row["compact_wanted"] and row["turn_purpose"] != "compaction":

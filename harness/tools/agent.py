@@ -5,9 +5,10 @@ from __future__ import annotations
 from harness.link import ATTEMPT_S
 from harness.prompts import rendered_messages
 from harness.tools.tool import Arguments, Tool, ToolContext, arguments_schema, key, number, text
-from harness.wire import Asked, AskOperator, Done, Nap, Proposed, SendMessage, Sent, Status
+from harness.wire import Asked, AskOperator, Done, Nap, Napping, Proposed, SendMessage, Sent, Status
 
 RECV_MAX_S = 180
+NAP_MAX_S = 86_400
 _MESSAGES_MAX = 10
 _BODY_CHARACTERS = 60_000
 
@@ -94,12 +95,20 @@ def _ask(context: ToolContext) -> Tool:
 
 def _nap(context: ToolContext) -> Tool:
     async def nap(arguments: Arguments) -> str:
-        seconds = int(arguments["seconds"])
-        await context.link.post("nap", Nap(seconds=seconds, reason=arguments.get("reason", "")), Done)
-        return f"you will not be woken for {seconds} s after this turn, unless something urgent comes"
+        seconds = arguments["seconds"]
+        if isinstance(seconds, bool) or not isinstance(seconds, int) or not 1 <= seconds <= NAP_MAX_S:
+            raise ValueError(f"a nap lasts 1 to {NAP_MAX_S} whole seconds (24 hours), not {seconds!r:.40}")
+        nap = Nap(seconds=seconds, reason=arguments.get("reason", ""))
+        napping = await context.link.post("nap", nap, Napping)
+        if napping.until is None:
+            return "no nap: something urgent waits for you already, and comes when this turn has ended"
+        return (
+            f"you will not be woken before {napping.until} ({seconds} s from now), unless something urgent "
+            "comes. End the turn now"
+        )
 
     schema = arguments_schema(
-        {"seconds": number("how long, up to a day", 1, 86400)},
+        {"seconds": number("how long, up to a day", 1, NAP_MAX_S)},
         {"reason": text("shown to the operator", 400, 0)},
     )
     return Tool("nap", "Do not wake me before the time is over. End the turn after calling it.", schema, nap)

@@ -11,7 +11,7 @@
 | POST turns/{id}/end | EndTurn | Done |
 | GET directives?wait&after | - | Directives |
 | POST questions | AskOperator | Asked |
-| POST nap | Nap | Done |
+| POST nap | Nap | Napping |
 | POST status | Status | Done |
 | POST parked | - | Done |
 | POST proposals?agent&commit&description | git bundle (application/octet-stream) | Proposed |
@@ -261,6 +261,13 @@ class Nap(Wire):
 
     seconds: Annotated[int, Field(ge=1, le=86400)]
     reason: Annotated[str, Field(max_length=400)] = ""
+
+
+class Napping(Wire):
+    """Until when the agent naps (RFC 3339); None: not at all, as something urgent waits for it already."""
+
+    ok: Literal[True] = True
+    until: str | None = None
 
 
 class Status(Wire):

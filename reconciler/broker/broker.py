@@ -19,7 +19,7 @@ from reconciler.broker.troubles import Troubles
 from reconciler.broker.turns import OnHello, OnTurn, Turns
 from reconciler.control import models as api
 from reconciler.effects.protocols import Clock
-from reconciler.model.instants import micros
+from reconciler.model.instants import micros, stamp
 from reconciler.model.names import AgentName
 from reconciler.room import lasting
 from reconciler.services import Actor, Wake
@@ -152,13 +152,15 @@ class MessageBroker:
     async def ask(self, agent: AgentName, request: wire.AskOperator) -> wire.Asked:
         return await self._questions.ask(agent, request)
 
-    async def nap(self, agent: AgentName, request: wire.Nap) -> None:
-        """No waking before `seconds` have passed; nothing if something urgent waits already."""
+    async def nap(self, agent: AgentName, request: wire.Nap) -> wire.Napping:
+        """No waking before `seconds` have passed; nothing, and said so, if something urgent waits already."""
         async with self._core.store.state.quick() as tx:
             if await messages.urgent_waits(tx, agent):
-                return
-            await agents.nap(tx, agent, tx.now + micros(request.seconds), request.reason)
+                return wire.Napping(until=None)
+            until = tx.now + micros(request.seconds)
+            await agents.nap(tx, agent, until, request.reason)
             tx.after_commit(lambda: self._core.presence.touch(agent))
+        return wire.Napping(until=stamp(until))
 
     async def parked(self, agent: AgentName) -> None:
         """The agent's harness has ended its CLI."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reconciler.broker.events import EventLog
-from reconciler.broker.policy import Policy, Roster
+from reconciler.broker.policy import ALL, Policy, Roster
 from reconciler.broker.presence import Presence
 from reconciler.broker.residency import CAP_DEFAULT, IDLE_DEFAULT_S, Residency
 from reconciler.broker.signals import Signal
@@ -115,9 +115,10 @@ class Core:
         return Policy(agent, tuple(serving.spec.send.allow))
 
 
-async def roster(reader: Reader) -> Roster:
-    """The agents that are not destroyed."""
-    rows = await agents.existing(reader)
+async def roster(reader: Reader, to: str = ALL) -> Roster:
+    """The agents that are not destroyed; with `to`, no more of them than a message to it must know of: the
+    one of that name, and the manager."""
+    rows = await (agents.existing(reader) if to == ALL else agents.existing_of(reader, to))
     manager = next((row["name"] for row in rows if row["role"] == Role.MANAGER), None)
     return Roster(tuple(row["name"] for row in rows), manager)
 

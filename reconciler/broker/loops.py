@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from reconciler.broker.core import Core, must_be_operator
 from reconciler.control import models as api
-from reconciler.errors import OperatorError
+from reconciler.errors import AgentError, OperatorError
 from reconciler.model.instants import MICRO, micros, stamp, stamp_or_none
 from reconciler.model.names import OPERATOR, SYSTEM, AgentName
 from reconciler.services import Actor
@@ -21,6 +21,7 @@ from reconciler.store import loops, messages
 from reconciler.store.db import Reader, Row, Tx
 
 DELAY_MAX_S = 300
+HELD_MAX = 50  # of a pair, in one direction: what is held must not fill the inbox against others
 EXCERPT_MAX = 200
 
 
@@ -43,21 +44,23 @@ class Limits:
 
 def origin(rows: Iterable[Row]) -> int | None:
     """The hops of what these messages together give to do: of the freshest. None if they say nothing about
-    it, as most events of the hive do, which agents can cause themselves."""
+    it: most events of the hive, which agents can cause themselves, and what was delivered before, which an
+    agent can give back as often as it likes."""
     found = [
         row["hops"] if row["sender"] not in {OPERATOR, SYSTEM} else 0
         for row in rows
-        if row["sender"] != SYSTEM or row["urgent"]
+        if not row["redelivered"] and (row["sender"] != SYSTEM or row["urgent"])
     ]
     return min(found, default=None)
 
 
 async def take_up(tx: Tx, agent: str, rows: Sequence[Row], *, more: bool) -> None:
-    """The agent gets these; `more`: within a turn, which goes on as fresh as it began, or fresher."""
+    """The agent gets these; `more`: within a turn. That goes on as fresh as it began, or fresher, but for one
+    hop with each reading: a turn without end would be a circle that never grows old."""
     hops = origin(rows)
     if hops is not None:
-        before = await loops.hops_of(tx, agent) if more else hops
-        await loops.set_hops(tx, agent, min(hops, before))
+        most = await loops.hops_of(tx, agent) + 1 if more else hops
+        await loops.set_hops(tx, agent, min(hops, most))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +84,22 @@ class Passage:
 
 
 async def passage(tx: Tx, sender: AgentName, recipient: str, limits: Limits) -> Passage:
-    """How a message of an agent to another one may go. The order between two is kept: nothing overtakes
-    what waits."""
+    """How a message of an agent to another one may go. The order between two is kept, but for what is held:
+    a fresh message passes it, or an agent that is drawn into somebody's circle once could tell nobody any
+    more. `AgentError` code `queue-full` when so much is held that nobody will read it."""
     hops = await loops.hops_of(tx, sender) + 1
     due_at = limits.due_at(hops, tx.now)
     ahead = await loops.latest(tx, sender, recipient)
-    if ahead is not None and due_at is not None:
-        due_at = None if ahead["held"] else max(due_at, ahead["due_at"])
+    if ahead is not None and due_at != 0 and ahead["held"]:
+        due_at = None
+    elif ahead is not None and due_at is not None and ahead["due_at"] is not None:
+        due_at = max(due_at, ahead["due_at"])
+    if due_at is None and ahead is not None and ahead["held"] >= HELD_MAX:
+        raise AgentError(
+            f"{HELD_MAX} of your messages to {recipient} are held already: agents only answer each other",
+            code="queue-full",
+            hint="stop; the operator decides what becomes of them",
+        )
     if due_at is not None and due_at <= tx.now:
         due_at = 0
     if due_at is None and (ahead is None or not ahead["held"]):

@@ -288,6 +288,7 @@ class Presence:
             context_window=window,
             active_model=self._of(name).model,
             resident=self.residency is not None and self.residency.is_resident(name),
+            nap_until=agents.napping_until(row, micros(self._clock.now())) / MICRO or None,
         )
 
     def seats(self) -> Count:

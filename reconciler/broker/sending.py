@@ -70,9 +70,7 @@ class Sending:
                 if not _is_repeat(known, request.to, body):
                     raise AgentError("that key was given to another message", code="conflict")
                 return wire.Sent(ids=[row["id"] for row in known])
-            everybody = await roster(tx)
-            policy = await self._core.policy(tx, agent)
-            names = policy.resolve(request.to, everybody)
+            names = await self._recipients(tx, agent, request.to)
             await _check_reply(tx, agent, request.in_reply_to)
             for name in names:
                 await _check_room(tx, agent, name)
@@ -94,6 +92,14 @@ class Sending:
             self._ring_after(tx, *names, urgent=False)
         return wire.Sent(ids=ids, note=next(filter(None, notes), ""))
 
+    async def _recipients(self, tx: Tx, agent: AgentName, to: str) -> tuple[str, ...]:
+        """Whom the message is for. Only a refusal, which names those it may write to, reads all agents."""
+        policy = await self._core.policy(tx, agent)
+        try:
+            return policy.resolve(to, await roster(tx, to))
+        except AgentError:
+            return policy.resolve(to, await roster(tx))
+
     async def send_as_operator(self, actor: Actor, request: api.NewMessage) -> api.Message:
         """The operator's message; it ends a nap. To `*` it is one message for each agent, the first is
         answered."""
@@ -105,7 +111,7 @@ class Sending:
                 if not _is_repeat(known, request.to, body):
                     raise OperatorError("that key was given to another message", code="conflict")
                 return views.message(known[0])
-            names = resolve_for_operator(request.to, await roster(tx))
+            names = resolve_for_operator(request.to, await roster(tx))  # people write seldom
             if request.in_reply_to is not None and await messages.get(tx, request.in_reply_to) is None:
                 raise OperatorError(f"there is no message {request.in_reply_to}", code="not-found")
             ids = [
@@ -173,7 +179,7 @@ class Sending:
                     hint="only what failed too often can come once more; send it anew",
                 )
             await tx.audit(actor.name, "message.redeliver", str(message))
-            self._ring_after(tx, row["recipient"], urgent=False)
+            self._ring_after(tx, row["recipient"], urgent=bool(row["urgent"]))
             row = await messages.get(tx, message)
         assert row is not None, "messages are never deleted"
         return views.message(row)

@@ -260,9 +260,7 @@ AGENT_ROUTES: tuple[AgentRoute, ...] = (
         lambda c: c.services.broker.ask(c.agent, c.body(wire.AskOperator)),
         wire.AskOperator,
     ),
-    AgentRoute(
-        "POST", "/v1/nap", _done(lambda c: c.services.broker.nap(c.agent, c.body(wire.Nap))), wire.Nap
-    ),
+    AgentRoute("POST", "/v1/nap", lambda c: c.services.broker.nap(c.agent, c.body(wire.Nap)), wire.Nap),
     AgentRoute(
         "POST",
         "/v1/status",

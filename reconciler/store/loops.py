@@ -24,10 +24,10 @@ async def set_hops(tx: Tx, agent: str, hops: int) -> None:
 
 
 async def latest(reader: Reader, sender: str, recipient: str) -> Row | None:
-    """When the pair's waiting messages in this direction are due: `held` is 1 if one has no such instant,
-    `due_at` the last one. None if none is delayed."""
+    """When the pair's waiting messages in this direction are due: `held` is how many have no such instant,
+    `due_at` the last one (None if all are held). None if none is delayed."""
     row = await reader.one(
-        f"SELECT MAX(due_at IS NULL) AS held, MAX(due_at) AS due_at FROM {_FEW} "  # noqa: S608 - constant
+        f"SELECT SUM(due_at IS NULL) AS held, MAX(due_at) AS due_at FROM {_FEW} "  # noqa: S608 - constant
         f"WHERE recipient = ? AND sender = ? AND {_SLOWED}",
         recipient,
         sender,

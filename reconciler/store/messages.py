@@ -178,6 +178,9 @@ async def again(tx: Tx, message: int) -> bool:
         "deferred = 0, lease_id = NULL WHERE id = ? AND set_aside_at IS NOT NULL",
         message,
     )
+    row = await get(tx, message) if done.changed else None
+    if row is not None and row["urgent"]:
+        await agents.end_nap(tx, row["recipient"])
     return bool(done.changed)
 
 

@@ -170,7 +170,7 @@ class FakeHost:
             ("POST", "turns/{id}/end", self._end),
             ("GET", "directives", self._directives),
             ("POST", "questions", self._noted("questions", wire.AskOperator, lambda: wire.Asked(id=7))),
-            ("POST", "nap", self._noted("nap", wire.Nap, wire.Done)),
+            ("POST", "nap", self._noted("nap", wire.Nap, lambda: wire.Napping(until="2026-01-01T00:00:00Z"))),
             ("POST", "status", self._noted("status", wire.Status, wire.Done)),
             ("POST", "parked", self._parked),
             ("POST", "drafts", self._draft),

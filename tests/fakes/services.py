@@ -315,8 +315,9 @@ class FakeBroker:
         self._note("ask", agent, request)
         return wire.Asked(id=1)
 
-    async def nap(self, agent: AgentName, request: wire.Nap) -> None:
+    async def nap(self, agent: AgentName, request: wire.Nap) -> wire.Napping:
         self._note("nap", agent, request)
+        return wire.Napping(until="2026-01-01T00:00:00Z")
 
     async def set_status(self, agent: AgentName, request: wire.Status) -> None:
         self._note("set_status", agent, request)

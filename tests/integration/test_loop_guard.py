@@ -10,8 +10,9 @@ import pytest
 import pytest_asyncio
 
 from harness import wire
+from reconciler.broker.loops import HELD_MAX
 from reconciler.control import models as api
-from reconciler.errors import OperatorError
+from reconciler.errors import AgentError, OperatorError
 from reconciler.model.names import AgentName
 from tests.support.brokers import ALICE, BOSS, OTHER_BOOT, SCOUT, SMITH, VIEWER, World
 
@@ -83,15 +84,81 @@ async def test_a_word_of_the_operator_begins_anew(world: World) -> None:
     assert (await world.broker.loops()).items == [waits], "what was held stays held"
 
 
-async def test_nothing_overtakes_what_is_held(world: World) -> None:
-    """The order between two agents is kept, also by a message that alone would go at once."""
+async def test_what_is_stale_stands_behind_what_is_held_and_what_is_fresh_passes_it(world: World) -> None:
+    """Else who was drawn into a circle once could tell its peer nothing until a person looks."""
     await play(world, (SCOUT, SMITH))
     sender, other = (SCOUT, SMITH) if HOLD % 2 == 0 else (SMITH, SCOUT)
+    await world.set(sender, hops=SLOW)
+    sent = await world.broker.send(sender, wire.SendMessage(to=other, body="and", key=world.key()))
+    assert "held" in sent.note, "alone it would be slowed only"
     await world.say(sender, "go on")
     sent = await answer(world, sender, str(other))
-    assert "held" in sent.note
+    assert sent.note == ""
+    assert [m.id for m in (await world.poll(other)).messages] == sent.ids
     [loop] = (await world.broker.loops()).items
     assert loop.waiting == 2
+
+
+async def test_what_is_slowed_is_not_overtaken(world: World) -> None:
+    await world.set(SCOUT, hops=SLOW)
+    slowed = await world.send(SCOUT, "smith", "first")
+    await world.set(SCOUT, hops=0)
+    fresh = await world.send(SCOUT, "smith", "second")
+    assert (await world.poll(SMITH)).messages == []
+    world.clock.advance(2)
+    assert [m.id for m in (await world.poll(SMITH)).messages] == [*slowed, *fresh]
+
+
+async def test_held_messages_do_not_fill_an_inbox_against_others(world: World) -> None:
+    await world.set(SCOUT, hops=HOLD)
+    for _ in range(HELD_MAX):
+        assert (await world.send(SCOUT, "smith", "and another one")) != []
+    with pytest.raises(AgentError, match="held already") as refused:
+        await world.send(SCOUT, "smith", "one more")
+    assert refused.value.code == "queue-full"
+    await world.send(BOSS, "smith", "from somebody else")
+    assert [m.sender for m in (await world.poll(SMITH)).messages] == [BOSS]
+
+
+async def test_giving_the_operators_word_back_makes_nobody_fresh_again(world: World) -> None:
+    """A hostile harness can return a lease as often as it likes, and take an answer up with it."""
+    await world.say(SCOUT, "begin")
+    for _ in range(HOLD):
+        inbox = await world.poll(SCOUT)
+        assert inbox.lease is not None
+        sent = await world.broker.send(SCOUT, wire.SendMessage(to="smith", body="tick", key=world.key()))
+        if sent.note:
+            break
+        await world.broker.return_lease(SCOUT, inbox.lease)
+        await answer(world, SMITH, str(SCOUT))
+    else:
+        pytest.fail("the circle was never slowed")
+
+
+async def test_a_turn_without_end_is_a_circle_too(world: World) -> None:
+    await world.say(SCOUT, "begin")
+    turn, _ = await world.turn(SCOUT)
+    for _ in range(HOLD):
+        sent = await world.broker.send(SCOUT, wire.SendMessage(to="smith", body="tick", key=world.key()))
+        if sent.note or (await answer(world, SMITH, str(SCOUT))).note:
+            break
+        assert (await world.poll(SCOUT, turn=turn)).messages
+    else:
+        pytest.fail("the circle was never slowed")
+    await world.end(SCOUT, turn)
+
+
+async def test_a_question_to_many_within_one_turn_stays_fresh(world: World) -> None:
+    """Who asks all others and reads their answers one by one goes in no circle."""
+    await world.say(BOSS, "ask everybody")
+    turn, _ = await world.turn(BOSS)
+    for _ in range(SLOW + 5):
+        await world.send(BOSS, "smith", "how are you?")
+        await answer(world, SMITH, str(BOSS))
+    for _ in range(SLOW + 5):
+        assert (await world.poll(BOSS, turn=turn, limit=1)).messages
+    assert await world.scalar("SELECT hops FROM agents WHERE name = ?", BOSS) == 2
+    await world.end(BOSS, turn)
 
 
 @pytest.mark.parametrize("deliver", [True, False])
@@ -143,13 +210,13 @@ async def test_a_slowed_message_comes_by_itself_also_to_a_poll_that_waits_and_af
     assert (await world.broker.loops()).items == []
 
 
-async def test_what_is_read_within_a_turn_does_not_make_it_staler(world: World) -> None:
+async def test_what_is_read_within_a_turn_makes_it_staler_by_one_at_most(world: World) -> None:
     await world.say(SCOUT, "begin")
     turn, _ = await world.turn(SCOUT)
     await world.set(SMITH, hops=9)
     await world.send(SMITH, "scout", "by the way")
     await world.poll(SCOUT, turn=turn)
-    assert await world.scalar("SELECT hops FROM agents WHERE name = 'scout'") == 0
+    assert await world.scalar("SELECT hops FROM agents WHERE name = 'scout'") == 1
     await world.end(SCOUT, turn)
 
 

@@ -15,8 +15,8 @@ MICRO = 1_000_000
 NOW = 10**15
 
 
-def row(sender: str, hops: int = 0, *, urgent: bool = False) -> Any:
-    return {"sender": sender, "hops": hops, "urgent": urgent}
+def row(sender: str, hops: int = 0, *, urgent: bool = False, again: bool = False) -> Any:
+    return {"sender": sender, "hops": hops, "urgent": urgent, "redelivered": again}
 
 
 @given(hops=st.integers(0, 200), slow=st.integers(1, 60), more=st.integers(0, 60))
@@ -45,6 +45,8 @@ def test_delays_grow_from_none_to_a_hold_and_never_shrink(hops: int, slow: int, 
         ([row("system"), row("smith", 7)], 7),
         ([row("system", urgent=True), row("smith", 7)], 0),
         ([], None),
+        ([row("operator", again=True)], None),
+        ([row("operator", again=True), row("smith", 7)], 7),
     ],
 )
 def test_what_is_taken_up_is_as_fresh_as_its_freshest_part(rows: list[Any], hops: int | None) -> None:

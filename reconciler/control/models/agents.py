@@ -47,7 +47,7 @@ class Container(Model):
 class Agent(Model):
     """One agent as every badge and list shows it. `trouble`: why the last pass over it failed; it is tried
     again by itself. `resident`: it holds a seat, that is, may have a Claude Code in memory. `queued`: what
-    the operator asked for and waits for the end of its turn."""
+    waits for the end of its turn."""
 
     name: str
     role: Role
@@ -71,7 +71,7 @@ class Agent(Model):
     container: Container
     trouble: str = ""
     resident: bool = False
-    queued: list[Literal["compact", "new-session"]] = Field(default_factory=list)
+    queued: list[Literal["compact", "new-session", "nap"]] = Field(default_factory=list)
 
 
 class AgentList(Model):
