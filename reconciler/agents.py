@@ -11,6 +11,7 @@ from typing import Literal, Protocol, assert_never
 
 from reconciler import __version__, causes
 from reconciler.approvals import views
+from reconciler.broker import outcomes
 from reconciler.config import Config
 from reconciler.control import models as api
 from reconciler.effects.protocols import Containers, ContainerStatus
@@ -428,7 +429,8 @@ class AgentService:
         """A fresh conversation from the next turn on. A parking without end was over the old one: it ends."""
         session = str(uuid.uuid4())
         async with self._between_turns(actor, name, request, "new-session") as tx:
-            await agent_rows.renew_session(tx, name, session)
+            too_long = outcomes.RULES["prompt_too_long"].reason
+            await agent_rows.renew_session(tx, name, session, over=too_long)
             found = await fleet.agent(tx, name)
         if request.dry_run:
             return await self._shown(found)

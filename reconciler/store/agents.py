@@ -124,13 +124,16 @@ async def set_status(tx: Tx, name: str, text: str) -> None:
     await tx.run("UPDATE agents SET status = ? WHERE name = ?", text, name)
 
 
-async def renew_session(tx: Tx, name: str, session_id: str) -> None:
-    """A fresh conversation from the next turn on; a parking without end was over the old one, and ends."""
+async def renew_session(tx: Tx, name: str, session_id: str, over: str) -> None:
+    """A fresh conversation from the next turn on. A parking without end, or one for the reason `over`, was
+    over the old one, and ends."""
     await tx.run(
         "UPDATE agents SET session_id = ?1, session_used = 0, compact_wanted = 0, "
-        "parked_reason = CASE WHEN parked_until_at IS NULL THEN '' ELSE parked_reason END WHERE name = ?2",
+        "parked_reason = CASE WHEN parked_until_at IS NULL OR parked_reason = ?3 THEN '' "
+        "ELSE parked_reason END WHERE name = ?2",
         session_id,
         name,
+        over,
     )
 
 
