@@ -54,7 +54,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run_of(place: Path, text: str, *arguments: str) -> Run:
     file = place / "test_it.py"
     file.write_text(text)
-    arguments = (f"--rootdir={place}", *arguments, file.name)
+    # As with ours: a folder with a conftest of its own, whose hooks the tests beside it do not get.
+    (place / "within").mkdir()
+    (place / "within/conftest.py").write_text("def pytest_runtest_logreport(report): pass\n")
+    arguments = (f"--rootdir={place}", *arguments, "within", file.name)
     return Run("a lane", "a-lane", list(arguments), folder=place).to_its_end()
 
 
