@@ -10,6 +10,7 @@ approved → hello, nothing to build             against `systemctl start` of th
 full read of agents with units, nothing to do  against one ListUnitsByPatterns
 300 agents: list, plans, full read, decision   against one SELECT of their rows
 databases of a tenth of that after 45 days     MiB, with the host's pruning
+decisions of the Bash policy                   a second, and p99
 no-op pass of one agent                        against reading the same rows and records without planning
 resident memory of each process, idle          MiB
 """
@@ -37,6 +38,7 @@ from bench import (
     month,
     noop,
     passes,
+    policy,
     starts,
 )
 from bench.figures import Figure
@@ -114,6 +116,7 @@ def _of_demo(samples: int | None) -> list[Figure]:
 
 _HERE: dict[str, Callable[[int | None], list[Figure]]] = {
     "passes": lambda n: passes.measure(n or SAMPLES),
+    "policy": lambda n: policy.measure(n or SAMPLES),
     "gateway": lambda n: gateway.measure(n or SAMPLES),
     "broker": lambda n: broker.measure(n or SAMPLES),
     "crashes": lambda n: crashes.measure(n or crashes.CRASHES),

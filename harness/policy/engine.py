@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import posixpath
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,9 @@ from harness.policy.writers import WRITERS, Unclear, Written, written
 
 OWN_PREFIX = "mcp__hyperhive__"
 _DECIDE_S = 4.0  # below the hook's own limit of 5 s, so that the model gets a reason
+_THINK_S = 2.0  # of that, for the words alone: nothing else of the harness moves meanwhile
 _PLACES_MAX = 256
+_WRITING = frozenset({*WRITERS, "git"})
 # What the shell's own flow is made of: it runs no program, and reads and writes nothing.
 FLOW = frozenset({":", "true", "false", "break", "continue", "exit"})
 
@@ -59,6 +62,17 @@ class _Place:
     what: str
     instead: str = ""
     allowing: tuple[Pattern, ...] = ()
+
+
+class _Deadline:
+    """Ends a decision that takes too long: a long text against many patterns."""
+
+    def __init__(self) -> None:
+        self._end = time.monotonic() + _THINK_S
+
+    def check(self) -> None:
+        if time.monotonic() > self._end:
+            raise Refused("deciding on it takes too long; do it in several calls")
 
 
 class Policy:
@@ -106,11 +120,13 @@ class Policy:
             return Decision(False, "refused: this agent has no shell (bash.allow is empty)")
         if not isinstance(text, str) or not text.strip():
             return Decision(False, "refused: the command is empty")
+        until = _Deadline()
         try:
             reading = read(text, cwd, self._rules.values)
             places = list(self._opened(reading))
             for command in dict.fromkeys(reading.commands):
-                places += self._judge(command)
+                places += self._judge(command, until)
+                _check_count(places, _PLACES_MAX * 16)  # before those that are the same are dropped
             await self._check(places)
         except (Unreadable, Refused, Unclear) as why:
             return self._refusal(str(why))
@@ -120,14 +136,14 @@ class Policy:
 
     # commands
 
-    def _judge(self, command: Command) -> Iterable[_Place]:
+    def _judge(self, command: Command, until: _Deadline) -> Iterable[_Place]:
         """Raises `Refused` unless a simple command is allowed; the places that it touches are still to be
         checked."""
         words = command.words
         shown = _shown(command)
         variants = list(commands_in(words)) if words else [words]
         for pattern in self._deny:
-            if any(pattern.denies(variant, command.assignments) for variant in variants):
+            if any(_denies(pattern, variant, command, until) for variant in variants):
                 raise Refused(f"{shown!r} matches the denied pattern {pattern.text!r}")
         marks = {"background": command.background, "expanding": command.expanding}
         matching = tuple(one for one in self._allow if one.allows(words, command.assignments, **marks))
@@ -145,25 +161,8 @@ class Policy:
             matching = tuple(one for one in matching if one.words[:1] == (words[0].text,))
             if not matching:
                 raise Refused(f"{words[0].text[:100]!r} is a path: call programs by their name")
-        if found := launching(words):
-            naming = tuple(one for one in matching if all(one.names(each.form, each.word) for each in found))
-            if not naming:
-                missing = next(
-                    (one for one in found if not any(p.names(one.form, one.word) for p in matching)), found[0]
-                )
-                raise Refused(
-                    f"{shown!r} is a launcher: {missing.word[:100]!r}: {missing.why};"
-                    " a pattern must name that form itself"
-                )
-            matching = naming
-        inner = [words[at:] for at in range(1, len(words))] if is_wrapper(words) else []
-        paths = [
-            one
-            for form in (words, *inner)
-            if form[0].text.rsplit("/", 1)[-1] in {*WRITERS, "git"}
-            for one in written(form)
-        ]
-        return self._placed(paths, command, words[0].text, matching)
+        matching = _naming(words, shown, matching)
+        return self._placed(_paths(words, until), command, words[0].text, matching)
 
     def _because(self, command: Command) -> str:
         """What it is about the command that no pattern names, if not its words."""
@@ -227,6 +226,42 @@ class Policy:
         allowed = ", ".join(self._rules.allow)[:1500] or "none"
         denied = f"; denied: {', '.join(self._rules.deny)[:500]}" if self._rules.deny else ""
         return Decision(False, f"refused: {why}. Allowed patterns: {allowed}{denied}.{_instead(why)}")
+
+
+def _naming(words: tuple[Word, ...], shown: str, matching: tuple[Pattern, ...]) -> tuple[Pattern, ...]:
+    """Of the patterns that match, those that name all that makes the command a launcher; at least one."""
+    found = launching(words)
+    naming = tuple(one for one in matching if all(one.names(each.form, each.word) for each in found))
+    if not naming:
+        unnamed = (each for each in found if not any(one.names(each.form, each.word) for one in matching))
+        first = next(unnamed, found[0])
+        raise Refused(
+            f"{shown!r} is a launcher: {first.word[:100]!r}: {first.why};"
+            " a pattern must name that form itself"
+        )
+    return naming
+
+
+def _paths(words: tuple[Word, ...], until: _Deadline) -> list[Written]:
+    """The paths that a command writes, and those of a command in its arguments."""
+    inner = [words[at:] for at in range(1, len(words))] if is_wrapper(words) else []
+    paths: list[Written] = []
+    for form in (words, *inner):
+        until.check()
+        if form[0].text.rsplit("/", 1)[-1] in _WRITING:
+            paths += written(form)
+        _check_count(paths, _PLACES_MAX)
+    return paths
+
+
+def _check_count(places: Sequence[object], most: int) -> None:
+    if len(places) > most:
+        raise Refused(f"more than {_PLACES_MAX} files are written or folders entered; do it in several calls")
+
+
+def _denies(pattern: Pattern, words: tuple[Word, ...], command: Command, until: _Deadline) -> bool:
+    until.check()
+    return pattern.denies(words, command.assignments)
 
 
 def _is_named(place: _Place, path: str, *, closed: bool) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import posixpath
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from harness.policy import reference
 from harness.policy.commands import Unreadable, simple_commands
 from harness.policy.engine import Decision, Policy, Rules
 from harness.policy.patterns import Pattern, problem
@@ -324,3 +326,34 @@ def test_a_look_up_that_hangs_is_refused_before_the_hooks_own_limit(monkeypatch:
     rules = Rules(tools=("Read",), roots=ROOTS)
     decision = asyncio.run(Policy(rules, hanging).decide("Read", {"file_path": "/state/x"}, "/state"))
     assert not decision.allowed
+
+
+def test_the_tables_of_the_page_are_those_of_the_code() -> None:
+    text = reference.PAGE.read_text()
+    assert reference.page(text) == text, "run: python -m harness.policy.reference"
+    assert "`busybox`" in text
+    assert "`--checkpoint-action`" in text
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "timeout " + "rm " * 5000,
+        "timeout " + "a " * 8000,
+        "for a in 1 2 3 4 5 6 7 8; do for b in 1 2 3 4 5 6 7 8; do " + "ls x; " * 2000 + "done; done",
+        "ls " + "a*" * 7000,
+        "ls " + "é " * 5000,
+        "{ " * 2000,
+        "ls " + '"$x" ' * 2500,
+        "ls | " * 3000 + "ls",
+        "sed '" + "s/a/b/;" * 2000 + "e' x",
+        "sed 's/" + "a\\" * 7000 + "' x",
+        "ls '" + "ab " * 5000 + "'",
+    ],
+)  # fmt: skip
+def test_no_text_takes_long_to_decide(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.policy.engine._THINK_S", 0.2)
+    deny = tuple(f"*a*b*c*{number} *" for number in range(200))
+    started = time.process_time()
+    decision = decide_command(command, ("ls *", "timeout *", "sed *"), deny)
+    assert time.process_time() - started < 1.5, decision.reason[:200]
