@@ -21,7 +21,9 @@ _TOLD_EVERY_S = 30.0
 
 def main(arguments: list[str]) -> int:
     """Further arguments go to pytest, which then runs once. Exit status 1 when anything failed."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C does
+    # Both end what was started; SIGINT also where a shell's `&` had it ignored, which children would inherit.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     began, cpu = time.monotonic(), _cpu_s()
     if arguments:
         planned = [Run("tests", "tests", arguments, may_be_empty=True, shown=True)]
