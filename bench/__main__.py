@@ -11,6 +11,7 @@ full read of agents with units, nothing to do  against one ListUnitsByPatterns
 300 agents: list, plans, full read, decision   against one SELECT of their rows
 databases of a tenth of that after 45 days     MiB, with the host's pruning
 decisions of the Bash policy                   a second, and p99
+20 busy agents and six seats                   fairness, waits, memory; turns warm and parked, against the CLI
 no-op pass of one agent                        against reading the same rows and records without planning
 resident memory of each process, idle          MiB
 """
@@ -39,6 +40,7 @@ from bench import (
     noop,
     passes,
     policy,
+    residency,
     starts,
 )
 from bench.figures import Figure
@@ -123,6 +125,7 @@ _HERE: dict[str, Callable[[int | None], list[Figure]]] = {
     "starts": lambda n: starts.measure(n or SAMPLES),
     "fleet": lambda n: fleet.measure(n or SAMPLES),
     "month": lambda n: month.measure(n or SAMPLES),
+    "residency": lambda n: residency.measure(samples=n or residency.SAMPLES),
     "demo": _of_demo,
 }
 # The same again, or only there: with real units, in a host that is thrown away.
