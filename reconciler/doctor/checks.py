@@ -41,6 +41,7 @@ CHECKS: tuple[Check, ...] = (
     Check("strays", "nothing is there without a row", hive.strays),
     Check("leftovers", "nothing is left of what was interrupted", hive.leftovers),
     Check("limits", "limits of containers are enforced", host.limits),
+    Check("prices", "the prices of models are not old", host.prices),
     Check("gateway", "the model gateway is connected", host.gateway),
 )
 

@@ -4,6 +4,7 @@ only, blocks."""
 from __future__ import annotations
 
 import ctypes
+import datetime as dt
 import grp
 import os
 import pwd
@@ -19,11 +20,11 @@ from reconciler.approvals.hostids import reserved
 from reconciler.approvals.rules import RANGE
 from reconciler.backup.restore import RESTORING
 from reconciler.config import Config, load
-from reconciler.doctor.facts import AgentRow, CredentialFact, Facts, PathFact, Space
+from reconciler.doctor.facts import AgentRow, CredentialFact, Facts, PathFact, PricesFact, Space
 from reconciler.doctor.host import PROGRAMS
 from reconciler.effects.process import PATH
 from reconciler.errors import HiveError
-from reconciler.gateway.catalog import Catalog
+from reconciler.gateway.catalog import known
 from reconciler.store import copies
 
 STALE_S = 3600.0
@@ -77,6 +78,7 @@ def disk_facts(config: Config, agents: tuple[AgentRow, ...]) -> Facts:
         store_file_system=kernel.file_system(Path("/nix/store")),
         user_namespaces=kernel.number("/proc/sys/user/max_user_namespaces"),
         credential=_credential(config),
+        prices=_prices(config),
     )
 
 
@@ -101,9 +103,9 @@ def _config_faults(config: Config) -> Iterator[str]:
     for field, path in places.items():
         if config.platform == "bare" and not path.exists():
             yield f"{field}: {path} is not there"
-    known = Catalog.load()
+    catalog = known()
     for model in config.gateway.allowed_models:
-        if not known.ids([model]):
+        if not catalog.ids([model]):
             yield f"gateway.allowed_models: {model!r} is no model that the gateway knows"
     if config.gateway.upstream.startswith("https:") and config.gateway.credential_file is None:
         yield "gateway.credential_file: this upstream needs a credential"
@@ -118,6 +120,12 @@ def _config_notes(config: Config) -> Iterator[str]:
     changed = [name for name in type(config).model_fields if getattr(now, name) != getattr(config, name)]
     if changed:
         yield f"the file has changed since hived was started: {', '.join(changed)}"
+
+
+def _prices(config: Config) -> PricesFact:
+    source = known().source
+    day = dt.datetime.combine(source.as_of, dt.time(), dt.UTC).timestamp()
+    return PricesFact(day, source.text, config.budget.prices_max_age_days)
 
 
 def _credential(config: Config) -> CredentialFact | None:

@@ -87,6 +87,16 @@ class GatewayFact:
     problems: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class PricesFact:
+    """The prices that budgets are counted by: of which day (epoch seconds) they are, from where, and after
+    how many days somebody should look whether they still hold."""
+
+    as_of: float
+    source: str
+    max_age_days: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """All of it. Instants in epoch seconds, ids as numbers, `reserved` as in the rules of approvals.
@@ -124,6 +134,7 @@ class Facts:
     others_may_make_them: bool | None = None
     enforced: Mapping[str, tuple[str, ...]] | None = None
     gateway: GatewayFact | None = None
+    prices: PricesFact | None = None
     credential: CredentialFact | None = None
 
 

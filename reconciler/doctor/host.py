@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 
 from reconciler import kernel
@@ -220,6 +221,22 @@ def inodes(facts: Facts) -> Finding:
     return Finding(
         "ok", several([f"{one.path} has {one.free_inodes} free" for one in counted]) or "not counted here"
     )
+
+
+def prices(facts: Facts) -> Finding:
+    """The prices are not so old that nobody knows whether they hold."""
+    if facts.prices is None:
+        return unknown("nobody looked")
+    age = int((facts.now - facts.prices.as_of) / 86_400)
+    day = dt.datetime.fromtimestamp(facts.prices.as_of, dt.UTC).date().isoformat()
+    if age > facts.prices.max_age_days:
+        return Finding(
+            "warn",
+            f"the prices by which budgets are counted are of {day}, {age} days ago",
+            f"compare reconciler/gateway/models.json with its source, or take a newer release: "
+            f"{facts.prices.source}",
+        )
+    return Finding("ok", f"of {day}")
 
 
 def gateway(facts: Facts) -> Finding:

@@ -17,6 +17,7 @@ from reconciler.doctor.facts import (
     Finding,
     GatewayFact,
     PathFact,
+    PricesFact,
     ProfileFacts,
     Space,
     TagFacts,
@@ -52,6 +53,7 @@ WELL = Facts(
     enforced={"smith": ("memory", "tasks", "cpu")},
     gateway=GatewayFact(connected=True, problems={}),
     credential=CredentialFact("/etc/key"),
+    prices=PricesFact(1_000_000.0 - 90 * 86_400, "https://example.org/prices", 90),
 )
 
 
@@ -86,6 +88,8 @@ BROKEN: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("versions", {"versions": {"kernel": "5.10.0-28-amd64"}}, "fail", "id-mapped mounts", "upgrade"),
     ("versions", {"versions": {"nix": "2.3.16"}}, "fail", "nix 2.3.16", "upgrade"),
     ("versions", {"versions": {"harness CLI": None}}, "warn", "harness CLI: no version", "install"),
+    ("prices", {"prices": PricesFact(1_000_000.0 - 91 * 86_400, "https://example.org", 90)}, "warn",
+     "91 days ago", "compare reconciler/gateway/models.json"),
     ("user-namespaces", {"user_namespaces": 0}, "fail", "switched off", "sysctl user.max_user_namespaces"),
     ("user-namespaces", {"others_may_make_them": False}, "fail", "build user", "unprivileged_userns_clone"),
     ("file-system", {"file_system": "nfs4"}, "fail", "locks", "ext4"),
