@@ -85,6 +85,8 @@ class MessageBroker:
             self.troubles.look()
         elif event.agent is not None and event.kind.startswith("agent.") and "state" not in event.data:
             self.nudge(AgentName(event.agent))
+            if event.data.get("desired") == "destroyed":
+                self._questions.look()
 
     # ------------------------------------------------------------------------------------ the operator's side
     async def send_as_operator(self, actor: Actor, request: api.NewMessage) -> api.Message:
@@ -99,8 +101,19 @@ class MessageBroker:
     async def redeliver(self, actor: Actor, message: int, *, dry_run: bool = False) -> api.Message:
         return await self._sending.redeliver(actor, message, dry_run=dry_run)
 
-    async def questions(self) -> api.QuestionList:
-        return await self._questions.page()
+    async def questions(
+        self,
+        *,
+        agent: str | None = None,
+        state: str | None = None,
+        words: str = "",
+        before: int | None = None,
+        limit: int = 200,
+    ) -> api.QuestionList:
+        return await self._questions.page(agent=agent, state=state, words=words, before=before, limit=limit)
+
+    async def question(self, question: int) -> api.Question:
+        return await self._questions.get(question)
 
     async def answer(self, actor: Actor, question: int, request: api.Answer) -> api.Question:
         return await self._questions.answer(actor, question, request)

@@ -60,6 +60,7 @@ def question(row: Row) -> api.Question:
         state=row["state"],
         answer=row["answer"],
         answered_by=row["answered_by"],
+        closed_at=stamp_or_none(row["answered_at"]),
     )
 
 

@@ -1,4 +1,4 @@
-"""Verbs about messages and questions."""
+"""Verbs about messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STDIN_MAX = 16 << 20  # more than hived takes: it says what its limit is
 _SHARED = {"*", "manager"}
 
 
-def _text(options: Namespace) -> str:
+def text_of(options: Namespace) -> str:
     """The words on the command line, else standard input."""
     if options.text and options.text != ["-"]:
         return " ".join(options.text)
@@ -30,7 +30,7 @@ def _text(options: Namespace) -> str:
 def send(options: Namespace, console: Console) -> int:
     """`hive send TO TEXT`"""
     hive = Hive()
-    body: Json = {"to": options.to, "body": _text(options), "in_reply_to": options.reply_to}
+    body: Json = {"to": options.to, "body": text_of(options), "in_reply_to": options.reply_to}
     body |= {"key": secrets.token_hex(16), "dry_run": options.dry_run}
     sent = once(lambda: hive.post("/messages", body))
     if not options.wait or options.dry_run:
@@ -79,7 +79,7 @@ def messages(options: Namespace, console: Console) -> int:
     hive = Hive()
     if options.mark_read is not None:
         found = hive.post(f"/messages/{options.mark_read}/read", {"dry_run": options.dry_run})
-        return _became("message", found, options, console)
+        return became("message", found, options, console)
     if options.dry_run:
         raise Failure("messages: --dry-run needs --mark-read", code="usage", status=Exit.USAGE)
     found = hive.get("/messages", agent=options.agent, before=options.before, limit=options.limit)
@@ -110,48 +110,13 @@ def messages(options: Namespace, console: Console) -> int:
     return Exit.DONE
 
 
-def questions(options: Namespace, console: Console) -> int:
-    """`hive questions`"""
-    found = Hive().get("/questions")
-    if options.json:
-        console.document(found)
-        return Exit.DONE
-    rows = [
-        [
-            cell(one["id"]),
-            cell(one["agent"]),
-            cell(one["state"], "yellow" if one["state"] == "open" else ""),
-            cell(ago(one["asked_at"])),
-            cell(" | ".join(one["options"])),
-            cell(one["answer"]),
-            cell(one["question"]),
-        ]
-        for one in found["items"]
-    ]
-    headers = ["ID", "AGENT", "STATE", "ASKED", "OPTIONS", "ANSWER", "QUESTION"]
-    console.table(headers, rows, "nobody asks anything")
-    return Exit.DONE
-
-
-def answer(options: Namespace, console: Console) -> int:
-    """`hive answer ID TEXT`"""
-    body: Json = {"text": _text(options), "dry_run": options.dry_run}
-    return _became("question", Hive().post(f"/questions/{options.id}/answer", body), options, console)
-
-
-def cancel_question(options: Namespace, console: Console) -> int:
-    """`hive cancel-question ID`"""
-    found = Hive().post(f"/questions/{options.id}/cancel", {"dry_run": options.dry_run})
-    return _became("question", found, options, console)
-
-
 def redeliver(options: Namespace, console: Console) -> int:
     """`hive redeliver ID`"""
     found = Hive().post(f"/messages/{options.id}/redeliver", {"dry_run": options.dry_run})
-    return _became("message", found, options, console)
+    return became("message", found, options, console)
 
 
-def _became(what: str, found: Json, options: Namespace, console: Console) -> int:
+def became(what: str, found: Json, options: Namespace, console: Console) -> int:
     """Say which state it has now, or would have."""
     if options.json:
         console.document(found)

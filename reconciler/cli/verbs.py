@@ -5,6 +5,7 @@ from __future__ import annotations
 from reconciler.cli.grammar import DRY_RUN, YES, Argument, Verb, option, positional, switch, whole
 from reconciler.cli.hostverbs import HOST
 from reconciler.cli.moneyverbs import MONEY
+from reconciler.cli.verbs_questions import QUESTIONS
 from reconciler.cli.verbs_stats import STATS
 
 _AGENT = positional("agent", "the agent's name")
@@ -400,25 +401,7 @@ _TALK = (
         "loops:drop",
         (_AGENT, _PEER, YES, DRY_RUN, _NOTE),
     ),
-    Verb("questions", "Messages", "List the agents' questions, open ones first.", "talk:questions"),
-    Verb(
-        "answer",
-        "Messages",
-        "Answer a question.",
-        "talk:answer",
-        (
-            positional("id", "the question's number", type=whole),
-            positional("text", "the answer; without it, or as '-', standard input", nargs="*"),
-            DRY_RUN,
-        ),
-    ),
-    Verb(
-        "cancel-question",
-        "Messages",
-        "Cancel a question; the agent is told.",
-        "talk:cancel_question",
-        (positional("id", "the question's number", type=whole), DRY_RUN),
-    ),
+    *QUESTIONS,
 )
 
 VERBS: tuple[Verb, ...] = (*_HIVE, *_AGENTS, *_PROPOSALS, *_TALK, *HOST)

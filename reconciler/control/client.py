@@ -134,8 +134,17 @@ class ControlClient:
     async def proposal_why(self, number: int) -> api.Why:
         return await self._get(api.Why, f"/proposals/{number}/why")
 
-    async def questions(self) -> api.QuestionList:
-        return await self._get(api.QuestionList, "/questions")
+    async def questions(
+        self,
+        *,
+        agent: str | None = None,
+        state: str | None = None,
+        words: str = "",
+        before: int | None = None,
+        limit: int | None = None,
+    ) -> api.QuestionList:
+        query: _Query = {"agent": agent, "state": state, "q": words or None, "before": before, "limit": limit}
+        return await self._get(api.QuestionList, "/questions", query)
 
     async def loops(self) -> api.LoopList:
         return await self._get(api.LoopList, "/loops")

@@ -16,6 +16,7 @@ from reconciler.control.edge import Param
 from reconciler.control.routes_budget import BUDGET_ROUTES
 from reconciler.control.routes_care import CARE_ROUTES
 from reconciler.control.routes_lifecycle import LIFECYCLE_ROUTES
+from reconciler.control.routes_questions import QUESTION_ROUTES
 from reconciler.control.routes_stats import STATS_ROUTES
 from reconciler.errors import OperatorError
 from reconciler.model.states import ProposalState, UserRole
@@ -240,31 +241,6 @@ _TALK_ROUTES = (
         OPERATOR,
         api.DecideLoop,
     ),
-    Route(
-        "GET",
-        "/v1/questions",
-        "Questions of agents, open ones first.",
-        api.QuestionList,
-        lambda c: c.services.broker.questions(),
-    ),
-    Route(
-        "POST",
-        "/v1/questions/{id}/answer",
-        "Answer a question.",
-        api.Question,
-        lambda c: c.services.broker.answer(c.actor, c.id, c.body(api.Answer)),
-        OPERATOR,
-        api.Answer,
-    ),
-    Route(
-        "POST",
-        "/v1/questions/{id}/cancel",
-        "Cancel a question; the agent is told.",
-        api.Question,
-        lambda c: c.services.broker.cancel_question(c.actor, c.id, dry_run=c.body(api.Write).dry_run),
-        OPERATOR,
-        api.Write,
-    ),
 )
 
 _APPROVAL_ROUTES = (
@@ -431,6 +407,7 @@ ROUTES: tuple[Route, ...] = (
     *LIFECYCLE_ROUTES,
     *BUDGET_ROUTES,
     *_TALK_ROUTES,
+    *QUESTION_ROUTES,
     *_APPROVAL_ROUTES,
     *_HISTORY_ROUTES,
     *STATS_ROUTES,

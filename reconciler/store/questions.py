@@ -24,7 +24,7 @@ async def ask(
         "VALUES (?, ?, ?, ?, ?, ?, ?, 'open')",
         agent,
         question,
-        json.dumps(list(options)),
+        json.dumps(list(options), ensure_ascii=False),  # as people search for it
         multi,
         key,
         tx.now,
@@ -50,8 +50,30 @@ async def open_count(reader: Reader, agent: str) -> int:
     return int(row["n"]) if row else 0
 
 
-async def page(reader: Reader, limit: int) -> Sequence[Row]:
-    """Open ones first, newest first."""
+async def page(
+    reader: Reader, *, agent: str | None, state: str | None, words: str, before: int | None, limit: int
+) -> Sequence[Row]:
+    """Open ones first (none with `before`), newest first; `state` is one of the table's, `ended` for all but
+    open, None for any. `words` stand in question, options or answer, whatever their case in ASCII."""
+    if agent is None and state is None and not words and before is None:
+        return await _first(reader, limit)
+    states = {None: None, "ended": '["answered","expired","cancelled"]'}
+    return await reader.all(
+        "SELECT * FROM questions WHERE (?1 IS NULL OR agent = ?1) "
+        "AND (?2 IS NULL OR state IN (SELECT value FROM json_each(?2))) "
+        "AND (?3 IS NULL OR (id < ?3 AND state <> 'open')) "
+        "AND (?4 = '' OR instr(lower(question || char(10) || options || char(10) || COALESCE(answer, '')), "
+        "lower(?4))) "
+        "ORDER BY state <> 'open', id DESC LIMIT ?5",
+        agent,
+        states[state] if state in states else json.dumps([state]),
+        before,
+        words,
+        limit,
+    )
+
+
+async def _first(reader: Reader, limit: int) -> Sequence[Row]:
     return await reader.all(
         "SELECT * FROM ("
         "SELECT * FROM (SELECT * FROM questions INDEXED BY questions_open WHERE state = 'open' "
@@ -82,6 +104,14 @@ async def overdue(reader: Reader, now: int) -> Sequence[Row]:
     """Open questions whose time is over."""
     return await reader.all(
         "SELECT * FROM questions WHERE state = 'open' AND expires_at <= ? ORDER BY expires_at LIMIT 100", now
+    )
+
+
+async def without_agent(reader: Reader) -> Sequence[Row]:
+    """Open questions of destroyed agents."""
+    return await reader.all(
+        "SELECT q.* FROM questions q INDEXED BY questions_open JOIN agents a ON a.name = q.agent "
+        "WHERE q.state = 'open' AND a.desired = 'destroyed' ORDER BY q.id LIMIT 100"
     )
 
 

@@ -530,7 +530,8 @@ class FakeControlApi:
     async def _answer(self, request: web.Request) -> api.Question:
         number = int(request.match_info["id"])
         question = self.world.questions[number]
-        text = (await _body(request, api.Answer)).text
+        given = await _body(request, api.Answer)
+        text = "\n".join([*(question.options[n - 1] for n in given.options), *filter(None, [given.text])])
         ended = (
             {"state": "answered", "answer": text}
             if request.match_info["verb"] == "answer"

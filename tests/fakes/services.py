@@ -226,8 +226,14 @@ class FakeBroker:
                 return stored.model_copy(update={"state": MessageState.QUEUED})
         raise _missing("message", message)
 
-    async def questions(self) -> api.QuestionList:
+    async def questions(self, **asked: object) -> api.QuestionList:
+        self.asked_questions = asked
         return api.QuestionList(items=list(self.open_questions.values()))
+
+    async def question(self, question: int) -> api.Question:
+        if question not in self.open_questions:
+            raise _missing("question", question)
+        return self.open_questions[question]
 
     async def answer(self, actor: Actor, question: int, request: api.Answer) -> api.Question:
         self._note("answer", actor, question, request)

@@ -174,18 +174,20 @@ async def test_the_picker_sets_the_model_and_takes_it_back(browser: Browser) -> 
 async def test_an_answer_joins_chosen_options_and_words(browser: Browser) -> None:
     answer = await browser.http.post(
         f"{browser.ui.url}/questions/1/answer",
-        data=[("csrf", "csrf-operator"), ("option", "a"), ("option", "b"), ("text", "and c")],
+        data=[("csrf", "csrf-operator"), ("option", "1"), ("option", "2"), ("text", "and c")],
         headers={"Sec-Fetch-Site": "same-origin"},
         cookies=browser.cookies,
         allow_redirects=False,
     )
     assert answer.status == 303
     assert browser.ui.fake.calls == [
-        ("POST", "/v1/questions/1/answer", {"text": "a\nb\nand c", "dry_run": False})
+        ("POST", "/v1/questions/1/answer", {"text": "and c", "options": [1, 2], "dry_run": False})
     ]
 
 
-@pytest.mark.parametrize("form", [{}, {"text": "  "}, {"text": "x" * 8001}])
+@pytest.mark.parametrize(
+    "form", [{}, {"text": "  "}, {"text": "x" * 8001}, {"option": "yes"}, {"option": "0"}]
+)
 async def test_no_answer_is_not_an_answer(browser: Browser, form: dict[str, str]) -> None:
     assert (await browser.post("/questions/1/answer", CSRF | form)).status == 400
     assert browser.ui.fake.calls == []

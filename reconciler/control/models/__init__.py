@@ -34,7 +34,7 @@ Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`.
 | GET /v1/proposals/{id}/why | - | Why | viewer |
 | POST /v1/proposals/{id}/approve | Approve | Proposal | operator |
 | POST /v1/proposals/{id}/{deny,cancel} | Decide | Proposal | operator |
-| GET /v1/questions | - | QuestionList | viewer |
+| GET /v1/questions?agent&state&q&before · GET /v1/questions/{id} | - | QuestionList · Question | viewer |
 | POST /v1/questions/{id}/answer · …/cancel | Answer · Write | Question | operator |
 | GET /v1/loops · POST /v1/loops/{name}/{peer} | - · DecideLoop | LoopList | viewer · operator |
 | GET /v1/drafts | - | DraftList | viewer |

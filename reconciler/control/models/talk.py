@@ -56,19 +56,23 @@ class Question(Model):
     state: Literal["open", "answered", "expired", "cancelled"]
     answer: str | None
     answered_by: str | None
+    closed_at: str | None = None
 
 
 class QuestionList(Model):
-    """Open ones first, then newest first."""
+    """Open ones first, then newest first; `next` is the id to give as `before` for earlier ended ones."""
 
     items: list[Question]
     next: int | None = None
 
 
 class Answer(Write):
-    """The operator's answer: chosen options and/or free text joined in `text`."""
+    """The operator's answer: the numbers of chosen options (the first is 1), words in `text`, or both."""
 
     text: Annotated[str, Field(max_length=8000)] = ""
+    options: Annotated[list[Annotated[int, Field(ge=1, le=20)]], Field(max_length=20)] = Field(
+        default_factory=list
+    )
 
 
 class Loop(Model):
