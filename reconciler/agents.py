@@ -16,6 +16,7 @@ from reconciler.config import Config
 from reconciler.control import models as api
 from reconciler.effects.protocols import Containers, ContainerStatus
 from reconciler.errors import OperatorError
+from reconciler.explaining import explain
 from reconciler.model.instants import MICRO, micros, stamp, stamp_or_none
 from reconciler.model.names import AgentName
 from reconciler.model.people import person
@@ -221,6 +222,10 @@ class AgentService:
     def _choice(self, row: Row) -> Choice:
         spec = json.loads(row["spec"]) if row["spec"] else {}
         return choose(spec, row["model_override"], self._config.gateway.allowed_models, self._models)
+
+    async def policy(self, name: str, command: str, folder: str) -> api.PolicyAnswer:
+        """How the Bash policy of the running generation decides on a command given in a folder."""
+        return await explain(self._config, await self.spec(name), command, folder)
 
     async def spec(self, name: str) -> api.SpecView:
         """The approved spec of the running generation; empty before the first."""

@@ -243,6 +243,25 @@ _AGENTS = (
     ),
     Verb("spec", "Agents", "Show the approved settings of the running generation.", "fleet:spec", (_AGENT,)),
     Verb(
+        "policy",
+        "Agents",
+        "Show how an agent's Bash policy decides on a command, and why; runs nothing.",
+        "policy:policy",
+        (
+            _AGENT,
+            positional(
+                "command", "the command, behind --; as one word if the shell should see it so", nargs="+"
+            ),
+            option(
+                "--folder", about="the folder where the agent gives it (default /state)", default="/state"
+            ),
+        ),
+        (
+            ("hive policy scout -- 'git log | head -3'", "exit status 0 if it is allowed, 1 if not"),
+            ("hive policy scout -- git -c core.pager=id log", "a launcher, and what would have to name it"),
+        ),
+    ),
+    Verb(
         "rollback",
         "Agents",
         "Run an earlier generation again, under a new number.",

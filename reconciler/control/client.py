@@ -78,6 +78,10 @@ class ControlClient:
     async def spec(self, name: str) -> api.SpecView:
         return await self._get(api.SpecView, f"/agents/{_segment(name)}/spec")
 
+    async def policy(self, name: str, command: str, folder: str = "/state") -> api.PolicyAnswer:
+        path = f"/agents/{_segment(name)}/policy"
+        return await self._get(api.PolicyAnswer, path, {"command": command, "folder": folder})
+
     async def generations(self, name: str) -> api.GenerationList:
         return await self._get(api.GenerationList, f"/agents/{_segment(name)}/generations")
 

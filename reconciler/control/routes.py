@@ -38,6 +38,14 @@ _STATE = Param("state", "string", "Only in this state.", choices=tuple(ProposalS
 _BASE = Param(
     "base", "string", "What to compare with.", default="running", choices=("running", "approved", "proposal")
 )
+_COMMAND = Param("command", "string", "The command, 4000 characters at most.", pattern=r"[^\0]{1,4000}")
+_FOLDER = Param(
+    "folder",
+    "string",
+    "The absolute path of the folder where it is given, as seen by the agent.",
+    default="/state",
+    pattern=r"/[^\0]{0,500}",
+)
 _LINES = Param("lines", "integer", "The last so many lines.", default=200, low=1, high=2000)
 
 
@@ -144,6 +152,14 @@ _AGENT_ROUTES = (
         "The approved spec of the running generation.",
         api.SpecView,
         lambda c: c.services.agents.spec(c.agent),
+    ),
+    Route(
+        "GET",
+        "/v1/agents/{name}/policy",
+        "How its Bash policy decides on a command; nothing is run.",
+        api.PolicyAnswer,
+        lambda c: c.services.agents.policy(c.agent, c.text("command") or "", c.text("folder") or "/state"),
+        query=(_COMMAND, _FOLDER),
     ),
     Route(
         "GET",

@@ -34,6 +34,7 @@ READS = {
     "transcript scout": "/v1/agents/scout/transcript",
     "logs scout -n 1": "/v1/agents/scout/logs?lines=1",
     "spec scout": "/v1/agents/scout/spec",
+    "policy scout git": "/v1/agents/scout/policy?command=git&folder=/state",
     "generations scout": "/v1/agents/scout/generations",
     "model scout": "/v1/agents/scout",
     "hold": "/v1/holds",
@@ -174,3 +175,11 @@ async def test_colours_are_for_terminals_that_want_them() -> None:
     assert "\x1b[33m" in (await on_terminal("proposals")).out
     assert "\x1b" not in (await on_terminal("proposals", NO_COLOR="1")).out
     assert "\x1b" not in (await on_terminal("proposals", "--json")).out
+
+
+async def test_a_policys_refusal_is_told_and_is_the_exit_status() -> None:
+    told = await hive("policy", "scout", "--", "rm", "-rf", "a b")
+    assert told.status == 1
+    assert "rm -rf 'a b'" in told.out
+    assert "refused: no" in told.out
+    assert (await hive("policy", "scout", "--", "git log | head")).status == 0

@@ -118,6 +118,7 @@ class FakeControlApi:
             ),
             "/agents/{name}": self._agent,
             "/agents/{name}/spec": self._spec,
+            "/agents/{name}/policy": self._policy,
             "/agents/{name}/generations": lambda r: api.GenerationList(
                 items=self.world.generations[self._agent(r).name]
             ),
@@ -253,6 +254,20 @@ class FakeControlApi:
             commit=agent.commit,
             digest="d" * 64,
             spec=self.world.specs[agent.name],
+        )
+
+    def _policy(self, request: web.Request) -> api.PolicyAnswer:
+        agent = self._agent(request)
+        allowed = request.query["command"].startswith("git ")
+        return api.PolicyAnswer(
+            agent=agent.name,
+            generation=agent.generation,
+            command=request.query["command"],
+            folder=request.query["folder"],
+            allowed=allowed,
+            reason="every part matches an allowed pattern" if allowed else "refused: no",
+            allow=["git *"],
+            deny=[],
         )
 
     def _transcript(self, request: web.Request) -> api.Transcript:

@@ -131,6 +131,19 @@ class FakeAgents:
         spec = {"model": "haiku"}
         return api.SpecView(agent=name, generation=agent.generation, commit=COMMIT, digest=DIGEST, spec=spec)
 
+    async def policy(self, name: str, command: str, folder: str) -> api.PolicyAnswer:
+        agent = await self.get(name)
+        return api.PolicyAnswer(
+            agent=name,
+            generation=agent.generation,
+            command=command,
+            folder=folder,
+            allowed=command.startswith("git"),
+            reason="every part matches an allowed pattern" if command.startswith("git") else "refused: no",
+            allow=["git *"],
+            deny=[],
+        )
+
     async def generations(self, name: str) -> api.GenerationList:
         await self.get(name)
         one = api.Generation(

@@ -63,6 +63,7 @@ async def test_every_read_comes_back_as_its_model(client: ControlClient) -> None
     assert (await client.agents()).items[0].name == "archivist"
     assert (await client.agent("smith")).generation == 14
     assert (await client.spec("smith")).spec["model"] == "haiku"
+    assert (await client.policy("smith", "git log | head")).allowed
     assert (await client.generations("smith")).items[0].current
     assert (await client.plan("smith")).steps == []
     assert (await client.why("smith")).chain

@@ -53,7 +53,7 @@ def is_allowed(run: Run, world: World) -> bool:
             script = next((word for word in rest if not word.startswith("-")), "")
             files = [word for word in rest if not word.startswith("-")][1:]
             edits = any(word.startswith("-") and "i" in word for word in rest)
-            return script.startswith("s/") and not (
+            return not set("eEwWrRF") & set(script) and not (
                 edits and not all(in_tree(world, run.folder, one) for one in files)
             )
     return False

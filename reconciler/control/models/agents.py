@@ -185,6 +185,19 @@ class SpecView(Model):
     spec: dict[str, Any]
 
 
+class PolicyAnswer(Model):
+    """How the Bash policy of the running generation decides on a command, and by which patterns."""
+
+    agent: str
+    generation: int | None
+    command: str
+    folder: str
+    allowed: bool
+    reason: str
+    allow: list[str]
+    deny: list[str]
+
+
 class Generation(Model):
     """One activation: number → store path, with the commit it was built from."""
 
