@@ -21,7 +21,6 @@ from harness.outcomes import Verdict, classify
 from harness.programs import AgentPrograms, ProgramError
 from harness.wire import EventKind
 
-KEPT_PATH = f"{NOTES_PATH}.1"
 REWRITE_S = 180.0
 LEAST_READ_BYTES = 256 * 1024
 TREND_TURNS = 5

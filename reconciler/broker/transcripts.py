@@ -9,7 +9,7 @@ from reconciler.control import models as api
 from reconciler.errors import AgentError
 from reconciler.model.instants import micros
 from reconciler.model.names import AgentName
-from reconciler.store import agents, turns
+from reconciler.store import agents, fleet, turns
 from reconciler.store import events as history
 from reconciler.store.events import Line
 
@@ -88,10 +88,13 @@ class Transcripts:
         return count if counted == turn else 0
 
     async def read(self, agent: str, *, before: int | None, after: int | None, limit: int) -> api.Transcript:
-        """Lines in order: those that follow `after`, else the last ones before `before` (None: the end)."""
+        """Lines in order: those that follow `after`, else the last ones before `before` (None: the end).
+        `not-found` if there is neither a line nor such an agent."""
         limit = max(1, min(limit, PAGE_MAX))
         events = self._core.store.events
         rows = await history.lines(events, agent, before=before, cursor=after, limit=limit)
+        if not rows:
+            await fleet.agent(self._core.store.state, agent)
         older = None
         if rows and await history.has_lines_before(events, agent, rows[0]["id"]):
             older = int(rows[0]["id"])

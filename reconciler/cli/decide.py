@@ -72,7 +72,11 @@ def changes(proposal: Json, console: Console) -> None:
         ]
         for change in proposal["changes"]
     ]
-    console.table(["SETTING", "BEFORE", "AFTER", "RISK", "WHY"], rows, "no setting changes; see `hive diff`")
+    unknown = proposal["state"] == "examining"  # what it changes is known when its agent.nix was evaluated
+    empty = (
+        "being examined: its settings are not known yet" if unknown else "no setting changes; see `hive diff`"
+    )
+    console.table(["SETTING", "BEFORE", "AFTER", "RISK", "WHY"], rows, empty)
 
 
 def diff(options: Namespace, console: Console) -> int:
@@ -122,7 +126,10 @@ def propose(options: Namespace, console: Console) -> int:
 def approve(options: Namespace, console: Console) -> int:
     """`hive approve ID`"""
     hive = Hive()
-    return _approve(hive, hive.get(f"/proposals/{options.id}"), options, console)
+    found = hive.get(f"/proposals/{options.id}")
+    if found["state"] == "examining":  # a matter of seconds, and what follows asks for its outcome anyway
+        found = examined(hive, options.id)
+    return _approve(hive, found, options, console)
 
 
 def _approve(hive: Hive, proposal: Json, options: Namespace, console: Console) -> int:
@@ -130,8 +137,8 @@ def _approve(hive: Hive, proposal: Json, options: Namespace, console: Console) -
     show(proposal, console)
     number, state = proposal["id"], proposal["state"]
     if state != "pending":
-        hint = "its examination goes on: try again" if state == "examining" else f"`hive proposals {number}`"
-        raise Failure(f"proposal {number} is {state}: there is nothing to approve", hint, code="conflict")
+        message = f"proposal {number} is {state}: there is nothing to approve"
+        raise Failure(message, f"`hive proposals {number}`", code="conflict")
     if options.dry_run:
         trial = {"digest": proposal["digest"], "note": options.note, "now": options.now, "dry_run": True}
         return rehearsed(hive.post(f"/proposals/{number}/approve", trial), console)

@@ -100,7 +100,7 @@ def _context(agent: Json) -> str:
 def _agent_fields(agent: Json, console: Console) -> None:
     model, container = agent["model"], agent["container"]
     switched = model["switched_at"] and f"switched {ago(model['switched_at'])} by {model['switched_by']}"
-    until = agent["until"] and f"until {ago(agent['until'])}"
+    until = agent["until"] and f"ends {ago(agent['until'])}"
     lives = agent["desired"] != "destroyed"  # what is destroyed has no container
     console.fields([
         ("agent", f"{agent['name']} ({agent['role']})"),
@@ -197,18 +197,29 @@ def new(options: Namespace, console: Console) -> int:
     return Exit.WAITS
 
 
+# What reads badly as "would VERB NAME". None of these changes what is desired.
+_WOULD = {
+    "cancel": "cancel the turn of {}",
+    "compact": "compact the conversation of {}",
+    "new-session": "begin a new session of {}",
+    "nap": "let {} rest",
+    "wake": "wake {}",
+}
+
+
 def _act(verb: str, options: Namespace, console: Console, **more: int) -> int:
     body: Json = {"dry_run": options.dry_run, "note": options.note, **more}
     found = Hive().post(f"/agents/{segment(options.agent)}/{verb}", body)
     if options.json:
         console.document(found)
-    elif options.dry_run:
-        console.say(
-            f"would {verb} {found['name']}: it is {found['state']} now, then desired {found['desired']}"
-        )
     else:
-        waits = ", at the end of its turn" if verb in found["queued"] else ""
-        console.say(f"{verb}: {found['name']} is {found['state']}, desired {found['desired']}{waits}")
+        desired = "" if verb in _WOULD else f", desired {found['desired']}"
+        if options.dry_run:
+            would = _WOULD.get(verb, verb + " {}").format(found["name"])
+            console.say(f"would {would}: it is {found['state']} now{desired and f'{desired} then'}")
+        else:
+            waits = ", at the end of its turn" if verb in found["queued"] else ""
+            console.say(f"{verb}: {found['name']} is {found['state']}{desired}{waits}")
     if not options.json and found["held"] and verb in {"start", "restart"}:
         console.say(f"it is held, so that waits for its release: `hive release {found['name']}`", "yellow")
     return Exit.DONE

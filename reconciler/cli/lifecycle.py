@@ -35,7 +35,7 @@ def _hold(verb: str, options: Namespace, console: Console) -> int:
         return Exit.DONE
     if options.all or options.agent is not None:
         whom = "the whole hive" if options.all else options.agent
-        console.say(f"would {verb} {whom}" if options.dry_run else f"{verb}: {whom}")
+        console.say(f"would {verb} {whom}; then:" if options.dry_run else f"{verb}: {whom}")
     rows = [
         [cell("the hive" if one["scope"] == "*" else one["scope"]), cell(one["by"]), cell(ago(one["at"])),
          cell(one["reason"])]

@@ -23,8 +23,11 @@ def text_of(options: Namespace) -> str:
     if not options.text and sys.stdin.isatty():
         raise Failure("there is no text", "give it as an argument, or '-' for standard input", code="usage",
                       status=Exit.USAGE)  # fmt: skip
-    text = sys.stdin.buffer.read(STDIN_MAX).decode("utf-8", "replace")
-    return text.removesuffix("\n")
+    text = sys.stdin.buffer.read(STDIN_MAX).decode("utf-8", "replace").removesuffix("\n")
+    if not text:
+        raise Failure("standard input is empty", "give the text as an argument, or pipe it in", code="usage",
+                      status=Exit.USAGE)  # fmt: skip
+    return text
 
 
 def send(options: Namespace, console: Console) -> int:

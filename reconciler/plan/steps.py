@@ -68,10 +68,6 @@ COSTS: dict[Kind, Cost] = {
 }
 
 
-# Mendings of what somebody else changed: told in the history, as nobody asked hived for them.
-REPAIRS = frozenset({Kind.REFRESH_UNIT, Kind.PIN_GENERATION, Kind.RESTORE_TAGS, Kind.REBUILD})
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
     """One thing to do, with the reason that `hive plan` and `hive why` show. `toplevel` is what `start`

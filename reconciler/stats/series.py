@@ -12,7 +12,6 @@ from reconciler.model.instants import MICRO, parse_stamp
 from reconciler.stats import sketch as sketches
 from reconciler.stats.catalogue import Across, Aggregate, Key
 
-POINTS_MAX = 500
 HOUR = 3600 * MICRO
 CARRY = 2 * 900 * MICRO
 """How old the last value of a level may be to hold still (levels that do not change are written every 15

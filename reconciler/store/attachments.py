@@ -7,12 +7,6 @@ from collections.abc import Sequence
 from reconciler.store.db import Reader, Row, Tx
 
 
-async def is_attached(reader: Reader, agent: str, now: int) -> bool:
-    """Whether anybody is in the agent's container; `now` in microseconds."""
-    row = await reader.one("SELECT 1 FROM attachments WHERE agent = ? AND expires_at > ? LIMIT 1", agent, now)
-    return row is not None
-
-
 async def of(reader: Reader, agent: str, now: int) -> Sequence[Row]:
     """Who is in the agent's container, oldest first."""
     return await reader.all(

@@ -50,7 +50,7 @@ async def move(tx: Tx, proposal: int, after: ProposalState, columns: Mapping[str
         raise OperatorError(
             f"proposal {proposal} is {before}, it cannot become {after}",
             code="conflict",
-            hint="somebody else was faster; look at the proposal again",
+            hint=f"`hive proposals {proposal}` shows what became of it",
         )
     assert set(columns) <= _COLUMNS, f"unknown columns: {set(columns) - _COLUMNS}"
     assignments = "".join(f", {name} = ?" for name in columns)

@@ -104,13 +104,6 @@ async def failed_since(reader: Reader, agent: str, turn: int) -> int:
     return int(row["n"])
 
 
-async def last_of(reader: Reader, agent: str) -> Row | None:
-    """The newest turn that ended."""
-    return await reader.one(
-        "SELECT * FROM turns WHERE agent = ? AND state = 'ended' ORDER BY id DESC LIMIT 1", agent
-    )
-
-
 async def last_models(reader: Reader) -> dict[str, str]:
     """Agent → the model of its newest turn."""
     rows = await reader.all(

@@ -77,6 +77,8 @@ async def test_purge_needs_the_name_again(services: FakeServices) -> None:
         ("login", "would make a link"),
         ("rollback scout", "would go back"),
         ("stop scout", "would stop scout"),
+        ("new-session scout", "would begin a new session of scout: it is idle now"),
+        ("nap scout 60", "would let scout rest: it is idle now"),
     ],
 )
 async def test_every_write_says_in_a_dry_run_what_it_would_do(
@@ -90,7 +92,7 @@ async def test_every_write_says_in_a_dry_run_what_it_would_do(
 async def test_verbs_that_steer_pass_dry_run_and_note_on(services: FakeServices) -> None:
     for verb in ("start", "stop", "restart", "wake", "cancel", "compact", "new-session", "destroy"):
         ran = await hive(verb, "scout", "--dry-run", "--note", "why not")
-        assert (ran.status, ran.out.startswith(f"would {verb} scout")) == (0, True)
+        assert (ran.status, ran.out.startswith("would "), " scout: it is " in ran.out) == (0, True, True)
         name, (_, agent, act) = services.agents.calls[-1]
         assert (name, agent, act) == (verb, "scout", api.Act(dry_run=True, note="why not"))
     assert (await hive("stop", "scout")).out == "stop: scout is idle, desired running\n"
@@ -122,6 +124,8 @@ async def test_messages_come_from_arguments_or_standard_input(services: FakeServ
     await hive("send", "--reply-to", "1", "scout", stdin=b"no dash needed\n\n")
     assert [m.body for m in services.broker.stored] == ["two words", "from a pipe: ä", "no dash needed\n"]
     assert services.broker.stored[2].in_reply_to == 1
+    ran = await hive("send", "scout", stdin=b"\n")
+    assert (ran.status, "standard input is empty" in ran.err) == (2, True), "and says what to give"
 
 
 async def test_a_message_that_is_too_large_is_refused_and_hived_goes_on(services: FakeServices) -> None:
@@ -199,11 +203,23 @@ async def test_a_proposal_that_changed_after_it_was_shown_is_not_approved(
 
 
 async def test_what_is_not_pending_cannot_be_approved(services: FakeServices) -> None:
-    for state in ("examining", "deployed", "denied"):
+    for state in ("deployed", "denied"):
         services.approvals.known[1] = a_proposal(1, state=ProposalState(state), digest=None)
         ran = await hive("approve", "1")
         assert (ran.status, f"proposal 1 is {state}" in ran.err) == (1, True)
     assert [name for name, _ in services.approvals.calls if name == "approve"] == []
+
+
+async def test_approve_waits_for_an_examination_that_goes_on(
+    services: FakeServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "PAUSE_S", 0.001)
+    services.approvals.next_states = [ProposalState(s) for s in ("examining", "examining", "pending")]
+    ran = await hive("approve", "1", "--yes")
+    assert ran.status == 0, ran.err
+    fresh = a_proposal(1, state=ProposalState.EXAMINING, digest=None, risk=None, changes=[])
+    services.approvals.known[1] = fresh
+    assert "not known yet" in (await hive("proposals", "1")).out
 
 
 @pytest.mark.parametrize(

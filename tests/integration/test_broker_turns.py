@@ -519,6 +519,8 @@ async def test_transcripts_are_read_in_pages_both_ways(world: World) -> None:
     assert [line.seq for line in following.items] == [6, 7]
     nothing = await world.broker.transcript("smith", before=None, after=newest.items[-1].id, limit=2)
     assert nothing.items == []
+    with pytest.raises(OperatorError, match="no agent 'nobody'"):
+        await world.broker.transcript("nobody", before=None, after=None, limit=1)
 
 
 async def test_the_context_and_the_session_are_learnt_and_remembered(world: World) -> None:

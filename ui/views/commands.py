@@ -16,7 +16,7 @@ HELP = (
     ("/start", "start it"),
     ("/restart", "restart its container"),
     ("/clear", "clear the view; nothing is forgotten"),
-    ("/help", "this list; `//text` sends a message that begins with /"),
+    ("/help", "this list; //text sends a message that begins with /"),
 )
 VERBS = frozenset({"cancel", "wake", "stop", "start", "restart", "compact", "new-session"})
 
