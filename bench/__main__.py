@@ -42,6 +42,7 @@ from bench import (
     policy,
     residency,
     starts,
+    stats,
 )
 from bench.figures import Figure
 from checks.bed import images
@@ -126,6 +127,7 @@ _HERE: dict[str, Callable[[int | None], list[Figure]]] = {
     "fleet": lambda n: fleet.measure(n or SAMPLES),
     "month": lambda n: month.measure(n or SAMPLES),
     "residency": lambda n: residency.measure(samples=n or residency.SAMPLES),
+    "stats": lambda n: stats.measure(n or SAMPLES),
     "demo": _of_demo,
 }
 # The same again, or only there: with real units, in a host that is thrown away.

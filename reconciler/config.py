@@ -112,7 +112,7 @@ class Retention(_Part):
     transcripts_days: Days = 30
     build_logs_days: Days = 90
     stats_days: Days = 90
-    stats_raw_days: Days = 14
+    stats_raw_days: Days = 3
     messages_days: Days = 30
     turns_days: Days = 30
     questions_days: Days = 90

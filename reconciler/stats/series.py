@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reconciler.errors import OperatorError
@@ -25,6 +25,9 @@ LADDER_S = (
 SPAN_MAX_S = 10 * 366 * 86_400
 _AGO = re.compile(r"([0-9]{1,6})(s|min|m|h|d|w)")
 _UNITS_S = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+EVERYBODY = "*"
+"""Stands for the agent where rows of all agents were read as if they were one's."""
 
 Place = tuple[str, str, int]
 """Agent, key of rows, number of the bucket."""
@@ -119,6 +122,12 @@ def grid(since: int, until: int, points: int, *, hours_before: int) -> Grid:
 Earlier = Mapping[tuple[str, str], tuple[int, float]]
 
 
+def with_latest(earlier: Earlier, key: str) -> Earlier:
+    """With the last row of any agent as everybody's."""
+    found = [row for (_, of), row in earlier.items() if of == key]
+    return {**earlier, (EVERYBODY, key): max(found)} if found else earlier
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """What was read for one grid. `earlier`: the last row before it by agent and key."""
@@ -134,13 +143,18 @@ class Rows:
             found.setdefault((agent, key, 0), Cell()).add(cell)
         return Rows(found, self.earlier)
 
-    def at(self, agents: Iterable[str], key: str, number: int) -> Cell:
+    def at(self, agents: Sequence[str], key: str, number: int) -> Cell:
         """The cell of all these agents together."""
+        if len(agents) == 1:
+            return self.cells.get((agents[0], key, number), _NOTHING)
         total = Cell()
         for agent in agents:
             if (cell := self.cells.get((agent, key, number))) is not None:
                 total.add(cell)
         return total
+
+
+_NOTHING = Cell()
 
 
 def values(key: Key, agents: Sequence[str], rows: Rows, grid: Grid) -> list[float | None]:

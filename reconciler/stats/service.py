@@ -14,7 +14,7 @@ from reconciler.errors import OperatorError
 from reconciler.model.instants import MICRO, micros, stamp
 from reconciler.stats import catalogue, exposition, series
 from reconciler.stats.catalogue import HIVE, TOOL_PREFIX, Aggregate, Key
-from reconciler.stats.series import Cell, Grid, Place, Rows
+from reconciler.stats.series import EVERYBODY, Cell, Grid, Place, Rows
 from reconciler.store import agents, fleet
 from reconciler.store import statsreads as sql
 from reconciler.store.db import Reader, Store
@@ -51,7 +51,7 @@ class StatService:
         names = await self._names(agent)
         each = agent is not None or by == "agent"
         chosen = catalogue.chosen(keys, await sql.tools(events, names), of_agent=each)
-        rows = await self._read(chosen, names, grid)
+        rows = await self._read(chosen, names, grid, together=not each)
         groups = [(name, [name]) for name in names] if each else [(None, names)]
         made = await asyncio.to_thread(_series, chosen, groups, rows, grid)
         times = [stamp(grid.begin + number * grid.width) for number in range(grid.count)]
@@ -76,7 +76,8 @@ class StatService:
             )
         return [agent]
 
-    async def _read(self, keys: Sequence[Key], names: Sequence[str], grid: Grid) -> Rows:
+    async def _read(self, keys: Sequence[Key], names: Sequence[str], grid: Grid, *, together: bool) -> Rows:
+        """`together`: what adds up was of everybody; levels are each agent's all the same."""
         events = self._store.events
         kinds = {key.rows: key.aggregate for key in keys if key.aggregate not in _PERCENTILES}
         exact = any(key.aggregate in _PERCENTILES for key in keys)
@@ -85,8 +86,8 @@ class StatService:
         added = sorted(set(kinds) - set(levels) - {"turn_duration"})
         cells: dict[Place, Cell] = {}
 
-        def span(wanted: Sequence[str]) -> Span:
-            return Span([*names, HIVE], wanted, grid.begin, grid.until, grid.width)
+        def span(wanted: Sequence[str], *, together: bool = False) -> Span:
+            return Span([*names, HIVE], wanted, grid.begin, grid.until, grid.width, together)
 
         reads: list[
             tuple[Callable[[Reader, Span], Coroutine[Any, Any, dict[Place, Cell]]], Sequence[str]]
@@ -97,9 +98,10 @@ class StatService:
         ]
         for read, wanted in reads:
             if wanted:
-                cells |= await read(events, span(wanted))
+                cells |= await read(events, span(wanted, together=together and read is not sql.levels))
         held = [*levels, *(["turn_duration"] if kinds.get("turn_duration") else [])]
-        return Rows(cells, await sql.before(events, span(held)) if held else {})
+        earlier = await sql.before(events, span(held)) if held else {}
+        return Rows(cells, series.with_latest(earlier, "turn_duration") if together else earlier)
 
     # ------------------------------------------------------------------------------------------- metrics
     async def metrics(self) -> api.MetricList:
@@ -159,6 +161,8 @@ def _series(
     for name, members in groups:
         for key in keys:
             of = [HIVE] if key.hive_only else members
+            if name is None and key.aggregate not in _LEVELS:
+                of = [EVERYBODY]
             used = any((member, key.rows, 0) in merged.cells for member in members)
             if len(groups) > 1 and key.name.startswith(TOOL_PREFIX) and not used:
                 continue  # of many agents only those that used the tool

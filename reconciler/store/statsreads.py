@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from reconciler.stats import sketch
 from reconciler.stats.catalogue import HIVE
-from reconciler.stats.series import Cell, Place
+from reconciler.stats.series import EVERYBODY, Cell, Place
 from reconciler.store.db import Reader, Row
 
 # Agents and keys are looked for one by one: the primary key leads to the span of each.
@@ -25,13 +25,20 @@ _SPANS = (
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What is asked for: whose, which keys of rows, from when to when, in buckets of which width."""
+    """What is asked for: whose, which keys of rows, from when to when, in buckets of which width. `together`:
+    as if all rows were those of one agent, `EVERYBODY`."""
 
     agents: Sequence[str]
     keys: Sequence[str]
     begin: int
     until: int
     width: int
+    together: bool = False
+
+    @property
+    def who(self) -> str:
+        """Whose a row is, in SQL."""
+        return f"'{EVERYBODY}'" if self.together else "s.agent"
 
 
 async def agents(reader: Reader) -> list[str]:
@@ -65,7 +72,7 @@ async def rolled_until(reader: Reader) -> int:
 async def sums(reader: Reader, span: Span) -> dict[Place, Cell]:
     """Count, sum, maximum and last instant of each bucket that has rows."""
     raw = await reader.all(
-        "SELECT s.agent, s.key, (s.ts - ?3) / ?5 AS n, COUNT(*) AS count, SUM(s.value) AS sum, "
+        f"SELECT {span.who} AS agent, s.key, (s.ts - ?3) / ?5 AS n, COUNT(*) AS count, SUM(s.value) AS sum, "
         f"MAX(s.value) AS high, MAX(s.ts) AS last_ts {_SPANS.format(table='stats')} GROUP BY 1, 2, 3",
         *_given(span),
     )
@@ -90,7 +97,8 @@ async def levels(reader: Reader, span: Span) -> dict[Place, Cell]:
 async def durations(reader: Reader, span: Span) -> dict[Place, Cell]:
     """Like `sums`, with every value, and a sketch of those that were rolled up."""
     raw = await reader.all(
-        f"SELECT s.agent, s.key, (s.ts - ?3) / ?5 AS n, s.ts, s.value {_SPANS.format(table='stats')}",
+        f"SELECT {span.who} AS agent, s.key, (s.ts - ?3) / ?5 AS n, s.ts, s.value "
+        f"{_SPANS.format(table='stats')}",
         *_given(span),
     )
     found: dict[Place, Cell] = {}
@@ -106,7 +114,7 @@ async def before(reader: Reader, span: Span) -> dict[tuple[str, str], tuple[int,
     for table, instant, value in (("stats_hours", "last_ts", "last"), ("stats", "ts", "value")):
         rows = await reader.all(
             f"SELECT a.value AS agent, k.value AS key, s.{instant} AS ts, s.{value} AS last "  # noqa: S608
-            f"FROM json_each(?1) a CROSS JOIN json_each(?2) k JOIN {table} s ON s.agent = a.value "
+            f"FROM json_each(?1) a CROSS JOIN json_each(?2) k CROSS JOIN {table} s ON s.agent = a.value "
             f"AND s.key = k.value AND s.ts = (SELECT MAX(ts) FROM {table} "
             "WHERE agent = a.value AND key = k.value AND ts < ?3)",
             *(json.dumps(list(span.agents)), json.dumps(list(span.keys)), span.begin),
@@ -131,7 +139,9 @@ async def totals(reader: Reader, names: Sequence[str]) -> Mapping[str, Mapping[s
 
 async def _hours(reader: Reader, span: Span) -> Sequence[Row]:
     return await reader.all(
-        f"SELECT s.*, (s.ts - ?3) / ?5 AS n {_SPANS.format(table='stats_hours')}", *_given(span)
+        f"SELECT {span.who} AS agent, s.key, s.count, s.sum, s.high, s.last, s.last_ts, s.sketch, "
+        f"(s.ts - ?3) / ?5 AS n {_SPANS.format(table='stats_hours')}",
+        *_given(span),
     )
 
 
