@@ -29,6 +29,7 @@ BOUNDS = Bounds(
     transcripts_days=10,
     build_logs_days=10,
     stats_days=10,
+    stats_raw_days=10,
     messages_days=10,
     turns_days=10,
     questions_days=10,
