@@ -157,7 +157,7 @@ async def test_options_are_chosen_by_number(services: FakeServices) -> None:
     assert (await hive("answer", "1", "--option", "1", "--option", "3")).out == "question 1 is answered\n"
     assert (await hive("answer", "1", "and", "soon", "--option", "2")).out == "question 1 is answered\n"
     given = [call[1][2] for call in services.broker.calls if call[0] == "answer"]
-    assert [(one.options, one.text) for one in given] == [([1, 3], ""), ([2], "and soon")]
+    assert [(one.options, one.text) for one in given] == [([1, 3], ""), ([2], "and soon")]  # type: ignore[attr-defined]
 
 
 async def test_questions_are_answered_and_cancelled(services: FakeServices) -> None:

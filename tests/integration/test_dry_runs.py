@@ -123,7 +123,7 @@ class World:
             ("/release", {}),
             *(
                 (f"/agents/smith/{verb}", {"note": "x"})
-                for verb in ("restart", "cancel", "wake", "stop", "start")
+                for verb in ("restart", "cancel", "wake", "compact", "new-session", "stop", "start")
             ),
             ("/agents/old/revive", {}),
             ("/agents/old/destroy", {}),
