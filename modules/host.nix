@@ -52,6 +52,12 @@ let
       history_max_mib = cfg.retention.historyMaxMib;
     };
     parallel_builds = cfg.build.parallel;
+    budget = {
+      usd_per_day = cfg.budget.usdPerDay;
+      tokens_per_turn = cfg.budget.tokensPerTurn;
+      warn_at = cfg.budget.warnAt;
+      prices_max_age_days = cfg.budget.pricesMaxAgeDays;
+    };
   };
 
   # Checked by the program that will read it: a wrong configuration fails the build, not the start.

@@ -187,6 +187,26 @@ in
       idleSeconds = seconds 900 "An agent that idled for so long gives its Claude Code up; the next turn resumes it.";
     };
 
+    budget = {
+      usdPerDay = mkOption {
+        type = types.nullOr types.numbers.positive;
+        default = null;
+        example = 20;
+        description = "Dollars that all agents together may spend on a day of the host's local time; null: no limit.";
+      };
+      tokensPerTurn = mkOption {
+        type = types.nullOr types.ints.positive;
+        default = null;
+        description = "Tokens that no turn of any agent may exceed; null: no limit but the agents' own.";
+      };
+      warnAt = mkOption {
+        type = types.numbers.between 0.01 0.99;
+        default = 0.8;
+        description = "Share of a day's budget, the hive's or an agent's, at which the operator is told.";
+      };
+      pricesMaxAgeDays = days 90 "After how many days `hive doctor` asks whether the prices of models still hold.";
+    };
+
     # What is in use, or was approved, is kept whatever its age; the audit chain and proposals are never pruned.
     retention = {
       eventsDays = days 90 "How long the history of events is kept.";
