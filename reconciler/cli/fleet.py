@@ -110,6 +110,8 @@ def _agent_fields(agent: Json, console: Console) -> None:
         ("status", agent["status"]),
         ("model", ", ".join(filter(None, (model["active"] or "none yet", switched)))),
         ("next model", model["queued"]),
+        ("requests name", model["other"]),
+        ("model trouble", model["problem"]),
         ("at turn end", ", ".join(agent["queued"])),
         ("generation", agent["generation"]),
         ("commit", agent["commit"]),
@@ -288,7 +290,22 @@ def model(options: Namespace, console: Console) -> int:
     active, queued = found["model"]["active"] or "none yet", found["model"]["queued"]
     would = "would set " if options.dry_run and (options.model or options.default) else ""
     console.say(f"{would}{found['name']}: {active}" + (f", {queued} from the next turn on" if queued else ""))
+    _say_choice(found["model"], console)
     return Exit.DONE
+
+
+def _say_choice(model: Json, console: Console) -> None:
+    """Where the model comes from, what else there is, and what is odd about it."""
+    if model["override"] is not None:
+        console.say(f"your override; its agent.nix says {model['default']}", "dim")
+    if model["switched_at"]:
+        console.say(f"switched {ago(model['switched_at'])} by {model['switched_by']}", "dim")
+    if model["allowed"]:
+        console.say(f"allowed: {', '.join(model['allowed'])}", "dim")
+    if model["other"]:
+        console.say(f"requests of its last turn name {model['other']}", "yellow")
+    if model["problem"]:
+        console.say(model["problem"], "red")
 
 
 def spec(options: Namespace, console: Console) -> int:

@@ -103,7 +103,7 @@ async def test_whoever_approves_another_model_has_switched_it_unless_it_is_overr
     assert (row["model_switched_at"] is None) is (by is None)
 
 
-# ---------------------------------------------------------------------------------------- what the gateway knows
+# ------------------------------------------------------------------------------------- what the gateway knows
 class Client:
     """What a gateway was told."""
 
