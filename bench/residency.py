@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import statistics
 import sys
 import tempfile
@@ -95,14 +96,13 @@ class Host:
     async def ask(self, name: AgentName) -> None:
         await self.world.broker.notify(name, "go on", key=self.world.key())
 
-    def command_lines(self) -> list[int]:
-        """Pids of all Claude Codes."""
-        return [
-            pid
-            for process in self.processes.values()
-            for pid in processes_of_agent(process)
-            if "stream-json" in command_of(pid)
-        ]
+    def command_lines(self) -> dict[str, list[int]]:
+        """Agents that have a Claude Code, with the pids of it and of what it has just forked."""
+        found = {
+            name: [pid for pid in processes_of_agent(process) if "stream-json" in command_of(pid)]
+            for name, process in self.processes.items()
+        }
+        return {name: pids for name, pids in found.items() if pids}
 
 
 @dataclasses.dataclass
@@ -157,7 +157,7 @@ def _look(host: Host, seen: Seen) -> float:
     found = host.command_lines()
     seen.lines.append(len(found))
     total = 0.0
-    for pid in found:
+    for pid in itertools.chain.from_iterable(found.values()):
         with contextlib.suppress(OSError, StopIteration):
             total += resident_mib(pid)
     return total
@@ -211,10 +211,10 @@ def measure(seconds: float = SECONDS, samples: int = SAMPLES) -> list[Figure]:
         Figure("message → request, warm session", "ms", warm, "claude --print", baseline),
         Figure("message → request, parked session", "ms", cold, "claude --print", baseline),
         Figure(f"{what} turns of an agent", "", counts),
-        Figure(f"{what} fairness (Jain)", "", [jain(counts)]),
+        Figure(f"{what} fairness (Jain)", "%", [100 * jain(counts)]),
         Figure(f"{what} wait for the next turn", "s", waits),
         Figure(f"{what} longest wait / median", "", [max(waits) / statistics.median(waits)]),
-        Figure(f"{what} command lines at once", "", [float(max(seen.lines))]),
+        Figure(f"{what} agents with a CLI at once", "", [float(count) for count in seen.lines]),
         Figure(f"{what} memory (PSS) of command lines, peak", "MiB", [max(seen.mib)]),
     ]
 

@@ -24,13 +24,13 @@ USAGE = {
 class Heard:
     """A listener with a clock that moves by a second with each message."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: tuple[int, int] | None = None) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.now = 0.0
         events = importing("harness.events")
         self.parse = importing("claude_agent_sdk._internal.message_parser").parse_message
         self.listener = events.Listener(
-            lambda kind, data: self.events.append((kind, data)), PROMPT, lambda: self.now
+            lambda kind, data: self.events.append((kind, data)), PROMPT, lambda: self.now, context
         )
 
     def take(self, *lines: dict[str, Any]) -> list[bool]:
@@ -189,6 +189,58 @@ def test_the_model_is_told_when_it_changes_and_not_each_time(heard: Heard) -> No
         "claude-sonnet-5",
         "claude-opus-5",
     ]
+
+
+def usage(**windows: int) -> dict[str, Any]:
+    """`modelUsage` of a session that used these models; dashes for underscores."""
+    return {name.replace("_", "-"): {"contextWindow": size} for name, size in windows.items()}
+
+
+@pytest.mark.parametrize(
+    ("model", "used", "window"),
+    [
+        ("claude-haiku-4-5", usage(claude_sonnet_5=1_000_000, claude_haiku_4_5=200_000), 200_000),
+        ("claude-haiku-4-5-20251001", usage(claude_sonnet_5=1_000_000, claude_haiku_4_5=200_000), 200_000),
+        ("claude-sonnet-5", usage(claude_sonnet_5=1_000_000, claude_haiku_4_5=200_000), 1_000_000),
+        ("strange", usage(claude_sonnet_5=1_000_000), 1_000_000),
+    ],
+)
+def test_the_window_is_that_of_the_model_that_answered(
+    heard: Heard, model: str, used: dict[str, Any], window: int
+) -> None:
+    heard.take(assistant({"type": "text", "text": "hi"}, model=model), result(modelUsage=used))
+    assert ("context", {"used_tokens": 124, "window_tokens": window}) in heard.events
+
+
+def status(**more: Any) -> dict[str, Any]:
+    return {"type": "system", "subtype": "status", **more}
+
+
+def test_after_a_compaction_the_context_is_what_the_summary_left() -> None:
+    heard = Heard((900_000, 1_000_000))
+    boundary = {"trigger": "manual", "pre_tokens": 900_500, "post_tokens": 4_000}
+    heard.take(
+        status(status="compacting"),
+        status(status=None, compact_result="success"),
+        {"type": "system", "subtype": "compact_boundary", "compact_metadata": boundary},
+        result(modelUsage={}),
+    )
+    assert heard.events[:2] == [
+        ("compaction", {"before_tokens": 900_000}),
+        ("compaction", {"before_tokens": 900_500, "after_tokens": 4_000}),
+    ]
+    assert ("context", {"used_tokens": 4_000, "window_tokens": 1_000_000}) in heard.events
+
+
+def test_a_compaction_that_failed_is_told_and_changes_no_figure() -> None:
+    heard = Heard((900_000, 1_000_000))
+    heard.take(
+        status(status="compacting"),
+        status(status=None, compact_result="failed", compact_error="API Error: 400 no"),
+        result(modelUsage={}),
+    )
+    assert heard.events[1] == ("compaction", {"before_tokens": 900_000, "error": "API Error: 400 no"})
+    assert "context" not in [kind for kind, _ in heard.events]
 
 
 def test_only_the_first_lines_of_standard_error_are_kept(heard: Heard) -> None:
