@@ -8,6 +8,7 @@ tells people, once. Level-triggered: every look computes the same from the same,
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from reconciler.store.db import Reader, Row, Store, Tx
 
 # Why an agent rests after a turn that a budget ended. Where the day is used up, the wait takes its place.
 _RESTS = RULES["budget"].reason
-SETTLE_S = 0.05
+SETTLE_S = 0.2
 MAX_USD = 100_000
 
 
@@ -326,6 +327,7 @@ def _whom(scope: str) -> str:
     return "the hive" if scope == HIVE else scope
 
 
+@functools.lru_cache(maxsize=1024)
 def _limits(spec: str) -> tuple[float | None, int | None]:
     """Dollars a day and tokens a turn of an approved spec, from its JSON: one of an older schema counts,
     too."""

@@ -222,6 +222,8 @@ def _act(verb: str, options: Namespace, console: Console, **more: int) -> int:
         else:
             waits = ", at the end of its turn" if verb in found["queued"] else ""
             console.say(f"{verb}: {found['name']} is {found['state']}{desired}{waits}")
+    if verb == "wake" and found["state"] == "parked" and not options.json:
+        console.say(f"it is still parked: {found['reason']}", "yellow")
     if not options.json and found["held"] and verb in {"start", "restart"}:
         console.say(f"it is held, so that waits for its release: `hive release {found['name']}`", "yellow")
     return Exit.DONE
