@@ -142,6 +142,8 @@ async def busy(folder: Path, *, count: int, cap: int, seconds: float) -> Seen:
         for name in host.names:
             asked[name] = time.monotonic()
             await host.ask(name)
+        seen.turns.clear()  # who was asked first had the seats to itself for a moment
+        seen.waits.clear()
         feeding = asyncio.create_task(feed())
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -133,6 +133,8 @@ async def test_a_message_to_nobody_or_without_a_word_is_not_sent(
         ),
         ("/cancel", ("/v1/agents/scout/cancel", {"dry_run": False, "note": ""})),
         ("/restart", ("/v1/agents/scout/restart", {"dry_run": False, "note": ""})),
+        ("/compact", ("/v1/agents/scout/compact", {"dry_run": False, "note": ""})),
+        ("/new-session", ("/v1/agents/scout/new-session", {"dry_run": False, "note": ""})),
         ("/model opus", ("/v1/agents/scout/model", {"model": "opus", "dry_run": False})),
         ("/model", ("/v1/agents/scout/model", {"model": None, "dry_run": False})),
     ],
@@ -152,7 +154,7 @@ async def test_a_mistyped_command_sends_nothing(browser: Browser, line: str) -> 
     assert browser.ui.fake.calls == []
 
 
-@pytest.mark.parametrize("verb", ["start", "stop", "restart", "cancel", "wake"])
+@pytest.mark.parametrize("verb", ["start", "stop", "restart", "cancel", "wake", "compact", "new-session"])
 async def test_every_button_of_an_agent_calls_its_verb(browser: Browser, verb: str) -> None:
     answer = await browser.post(f"/agents/scout/act/{verb}", CSRF)
     assert answer.headers["Location"] == f"/agents/scout?done={verb}"
