@@ -11,12 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.watchdog import Patience
+
 AGENT_UID = 1000
 MODEL_PORT = 8080
 PATH = "/usr/bin:/bin"
+_API_RETRIES = 4
 _IDLE_PARK_S = 86_400.0  # for a host that is away: by itself it says when an idle CLI is to be ended
 _STALL_S = 420.0  # the CLI itself gives a silent stream up after 300 s, a silent request after 361 s
+_STREAM_STALL_S = 420.0
 _TOOL_STALL_S = 900.0  # a command of the shell may take 600 s
+_PATIENCE = Patience(_STALL_S, _STREAM_STALL_S, _TOOL_STALL_S)
 
 # What keeps git from running programs that a repository's own configuration names. GIT_CONFIG_* ranks above
 # every file, so the agent's repositories cannot take it back.
@@ -40,7 +45,8 @@ _GIT_CONFIG = (
 class Config:
     """Paths inside the container and waiting times in seconds.
 
-    `stall_s`: no sign of life from model or CLI; `tool_stall_s`: the same while a tool is running.
+    `patience`: how long a turn may be silent, by what it waits for; `api_retries`: how often the CLI repeats
+    a request that failed.
     """
 
     run: Path = Path("/run/hive")
@@ -51,22 +57,26 @@ class Config:
     cli: Path = Path(__file__).parent / "claude-as-agent"
     claude: str = ""
     idle_park_s: float = _IDLE_PARK_S
-    stall_s: float = _STALL_S
-    tool_stall_s: float = _TOOL_STALL_S
+    patience: Patience = _PATIENCE
+    api_retries: int = _API_RETRIES
     model_port: int = MODEL_PORT
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str]) -> Config:
-        """Reads `HIVE_IDLE_PARK_S`, `HIVE_STALL_S`, `HIVE_TOOL_STALL_S`, `HIVE_CLAUDE`; the rest has one
-        value.
+        """Reads `HIVE_IDLE_PARK_S`, `HIVE_STALL_S`, `HIVE_STREAM_STALL_S`, `HIVE_TOOL_STALL_S`,
+        `HIVE_API_RETRIES`, `HIVE_CLAUDE`; the rest has one value.
 
         ValueError names a number that is none.
         """
         return cls(
             claude=env.get("HIVE_CLAUDE", ""),
             idle_park_s=_seconds(env, "HIVE_IDLE_PARK_S", _IDLE_PARK_S),
-            stall_s=_seconds(env, "HIVE_STALL_S", _STALL_S),
-            tool_stall_s=_seconds(env, "HIVE_TOOL_STALL_S", _TOOL_STALL_S),
+            patience=Patience(
+                _seconds(env, "HIVE_STALL_S", _STALL_S),
+                _seconds(env, "HIVE_STREAM_STALL_S", _STREAM_STALL_S),
+                _seconds(env, "HIVE_TOOL_STALL_S", _TOOL_STALL_S),
+            ),
+            api_retries=_retries(env.get("HIVE_API_RETRIES", "")),
         )
 
     @property
@@ -86,6 +96,12 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
     if not 0 < value < 1e6:
         raise ValueError(f"{name} is {text!r}; it must be a number of seconds above 0")
     return value
+
+
+def _retries(text: str) -> int:
+    if text and not re.fullmatch(r"[0-9]|10", text):
+        raise ValueError(f"HIVE_API_RETRIES is {text!r}; it must be a number from 0 to 10")
+    return int(text) if text else _API_RETRIES
 
 
 def agent_environment(agent: str, config: Config) -> dict[str, str]:
@@ -137,7 +153,7 @@ def cli_environment(agent: str, config: Config) -> dict[str, str]:
         "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
         # the harness compacts at its own watermark
         "DISABLE_AUTO_COMPACT": "1",
-        "CLAUDE_CODE_MAX_RETRIES": "4",
+        "CLAUDE_CODE_MAX_RETRIES": str(config.api_retries),
         # recv may wait 180 s
         "MCP_TOOL_TIMEOUT": "240000",
     }

@@ -26,6 +26,7 @@ from claude_agent_sdk import (
 
 from harness.buffer import Emit
 from harness.outcomes import Facts, Result
+from harness.watchdog import Waiting
 
 _SYNTHETIC = "<synthetic>"
 _STDERR_LINES_MAX = 50
@@ -46,7 +47,8 @@ class Listener:
         self.emit = emit
         self._prompt_id = prompt_id
         self._clock = clock
-        self._calls: dict[str, float] = {}
+        self._calls: dict[str, tuple[str, float]] = {}
+        self._answering = False
         self._model = ""
         self._api_error: str | None = None
         self._stderr_lines = 0
@@ -60,13 +62,28 @@ class Listener:
     def tools_running(self) -> int:
         return len(self._calls)
 
-    def facts(self, *, gone: str, cancelled: bool, stalled: bool) -> Facts:
+    def facts(self, *, gone: str, cancelled: bool, stalled: str) -> Facts:
         """What the outcome is told from."""
         return Facts(self.result, self._api_error, gone=gone, cancelled=cancelled, stalled=stalled)
 
+    @property
+    def waiting(self) -> Waiting:
+        """What the turn waits for."""
+        return "tool" if self._calls else "next byte" if self._answering else "first byte"
+
+    @property
+    def calls(self) -> tuple[str, ...]:
+        """Names of the tools whose calls have no result yet."""
+        return tuple(name for name, _ in self._calls.values())
+
     def sign(self) -> None:
-        """Something lives: a hook was called, bytes came from the model."""
+        """Something lives: a hook was called, the CLI said something."""
         self.last_sign = self._clock()
+
+    def moved(self) -> None:
+        """Bytes came from the model."""
+        self._answering = True
+        self.sign()
 
     def stderr(self, line: str) -> None:
         """A line of the CLI's own standard error; the first few are kept."""
@@ -104,7 +121,7 @@ class Listener:
                 case ThinkingBlock():
                     self.emit("thinking", {"text": block.thinking})
                 case ToolUseBlock() | ServerToolUseBlock():
-                    self._calls[block.id] = self._clock()
+                    self._calls[block.id] = (block.name, self._clock())
                     self.emit("tool_call", {"id": block.id, "name": block.name, "input": block.input})
                 case _:
                     pass
@@ -115,7 +132,8 @@ class Listener:
         for block in message.content:
             if not isinstance(block, ToolResultBlock):
                 continue
-            started = self._calls.pop(block.tool_use_id, None)
+            _, started = self._calls.pop(block.tool_use_id, ("", None))
+            self._answering = False
             data: dict[str, Any] = {
                 "id": block.tool_use_id,
                 "text": _text_of(block.content),

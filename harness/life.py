@@ -218,8 +218,7 @@ class Life:
             policy=lambda: self._narrowed or self._policy,
             tools=self._tools,
             sweep=self._programs.kill_all,
-            stall_s=self._config.stall_s,
-            tool_stall_s=self._config.tool_stall_s,
+            patience=self._config.patience,
             set_aside=self._set_aside,
         )
 
@@ -250,8 +249,7 @@ class Life:
             policy=lambda: self._no_tools,
             tools=tuple,
             sweep=self._programs.kill_all,
-            stall_s=self._config.stall_s,
-            tool_stall_s=self._config.tool_stall_s,
+            patience=self._config.patience,
         )
 
     async def _apply(self) -> None:

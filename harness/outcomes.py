@@ -35,15 +35,15 @@ class Facts:
     """What is known at a turn's end.
 
     `result` is None when the CLI went away first (`gone` says how); `api_error` is the word of the CLI's own
-    synthetic message (`rate_limit`, `billing_error` …). `cancelled`, `stalled` and `stopping` say what the
-    harness itself did.
+    synthetic message (`rate_limit`, `billing_error` …). `cancelled`, `stalled` (why) and `stopping` say what
+    the harness itself did.
     """
 
     result: Result | None
     api_error: str | None = None
     gone: str = ""
     cancelled: bool = False
-    stalled: bool = False
+    stalled: str = ""
     stopping: bool = False
 
 
@@ -65,9 +65,7 @@ def classify(facts: Facts) -> Verdict:
     if facts.cancelled:
         return Verdict("cancelled")
     if facts.stalled:
-        return Verdict(
-            "stalled", "neither the model nor the command line gave a sign of life; the turn was interrupted"
-        )
+        return Verdict("stalled", _bounded(f"{facts.stalled}; the turn was interrupted"))
     if facts.result is None:
         return Verdict(
             "crashed", _bounded(f"the command line ended without a result: {facts.gone or 'no reason known'}")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,10 +18,14 @@ from harness.config import AGENT_UID
 
 _STDERR_MAX = 16 * 1024
 _PATIENCE_S = 5.0
+_PAUSES_S = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _AS_AGENT = (
     *("setpriv", f"--reuid={AGENT_UID}", f"--regid={AGENT_UID}", "--clear-groups"),
     *("--inh-caps=-all", "--pdeathsig=KILL", "--"),
 )
+
+
+log = logging.getLogger(__name__)
 
 
 class ProgramError(Exception):
@@ -63,16 +69,21 @@ class AgentPrograms:
         """SIGKILL to every process of the agent's user: what a killed or closed CLI may have left behind.
 
         Programs of ours that are running get a little time to end first, and none begins meanwhile. One
-        `kill(-1)` takes all at once, forks included. Safe to repeat; an error means that there was nothing to
-        kill.
+        `kill(-1)` takes all at once, forks included; returns when none of them runs any more. Safe to repeat;
+        an error means that there was nothing to kill.
         """
         async with self._sweeping:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_PATIENCE_S):
                     await self._none_running.wait()
-            with contextlib.suppress(ProgramError):
-                # always as the agent: as anybody else this line would be a disaster
-                await self._run(_AS_AGENT, ["/bin/sh", "-c", "kill -9 -1"], "/", 10.0, 4096)
+            for pause_s in _PAUSES_S:
+                with contextlib.suppress(ProgramError):
+                    # always as the agent: as anybody else this line would be a disaster
+                    await self._run(_AS_AGENT, ["/bin/sh", "-c", "kill -9 -1"], "/", 10.0, 4096)
+                if not await asyncio.to_thread(_any_of_agent):
+                    return
+                await asyncio.sleep(pause_s)
+            log.error("processes of the agent go on although they were killed")
 
     async def _run(
         self,
@@ -116,6 +127,18 @@ class AgentPrograms:
         if status != 0:
             raise ProgramError(f"{argv[0]} failed ({status}): {tail.strip()[-600:] or 'no message'}")
         return output
+
+
+def _any_of_agent() -> bool:
+    """Whether any process of the agent's user runs; one that ended and waits for its parent does not."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            status = (folder / "status").read_text(errors="replace")
+            if re.search(rf"^Uid:\t{AGENT_UID}\t", status, re.MULTILINE) and not re.search(
+                r"^State:\t[ZX]", status, re.MULTILINE
+            ):
+                return True
+    return False
 
 
 async def _feed(stream: asyncio.StreamWriter | None, data: bytes) -> None:

@@ -38,6 +38,7 @@ from harness.events import Listener
 from harness.outcomes import Facts
 from harness.spec import McpServer
 from harness.tools import Tool
+from harness.watchdog import Patience, stall
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,17 @@ class _Turn:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     gone: str = ""
     cancelled: bool = False
-    stalled: bool = False
+    stalled: str = ""
     kill_at: float | None = None
+
+    @property
+    def must_be_swept(self) -> bool:
+        """Whether something that the turn started may go on behind it: it was broken off while a tool ran, or
+        by nobody of ours."""
+        result = self.listener.result
+        aborted = result is not None and (result.terminal_reason or "").startswith("aborted")
+        in_tool = result is not None and result.terminal_reason == "aborted_tools"
+        return bool(self.stalled) or in_tool or (aborted and not self.cancelled)
 
     def facts(self) -> Facts:
         return self.listener.facts(gone=self.gone, cancelled=self.cancelled, stalled=self.stalled)
@@ -119,8 +129,7 @@ class Session:
         policy: Callable[[], Decider],
         tools: Callable[[], Sequence[Tool]],
         sweep: Sweeper,
-        stall_s: float,
-        tool_stall_s: float,
+        patience: Patience,
         clock: Callable[[], float] = time.monotonic,
         set_aside: Callable[[str], Awaitable[None]] = _nothing_aside,
     ) -> None:
@@ -131,8 +140,7 @@ class Session:
         self._policy = policy
         self._tools = tools
         self._sweep = sweep
-        self._stall_s = stall_s
-        self._tool_stall_s = tool_stall_s
+        self._patience = patience
         self._clock = clock
         self._client: ClaudeSDKClient | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -150,7 +158,7 @@ class Session:
     def sign_of_life(self) -> None:
         """Something moved that the SDK does not show: bytes from the model."""
         if self._turn is not None:
-            self._turn.listener.sign()
+            self._turn.listener.moved()
 
     async def apply(self, settings: Settings) -> None:
         """Takes new settings; the CLI is closed if it cannot take them as it runs. Only between turns."""
@@ -189,7 +197,7 @@ class Session:
             return turn.facts()
         finally:
             self._turn = None
-            if turn.gone:
+            if turn.gone or turn.must_be_swept:
                 await self.close()
 
     async def interrupt(self) -> None:
@@ -370,19 +378,21 @@ class Session:
         """Waits for the turn's end; interrupts a silent CLI, kills one that does not obey."""
         while not turn.over.is_set():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(_TICK_S, self._stall_s / 4)):
+                async with asyncio.timeout(min(_TICK_S, self._patience.shortest_s / 4)):
                     await turn.over.wait()
                 return
             now = self._clock()
-            silent = now - turn.listener.last_sign
             if turn.kill_at is not None:
                 if now >= turn.kill_at:
                     turn.kill_at = now + _KILL_AFTER_S
                     turn.gone = turn.gone or "killed, because it did not stop when told to"
                     await self._sweep()
-            elif silent > (self._tool_stall_s if turn.listener.tools_running else self._stall_s):
-                turn.stalled = True
+            elif (why := self._stall_of(turn.listener, now)) is not None:
+                turn.stalled = why
                 await self._stop(turn)
+
+    def _stall_of(self, heard: Listener, now: float) -> str | None:
+        return stall(heard.waiting, now - heard.last_sign, self._patience, heard.calls)
 
     async def _stop(self, turn: _Turn) -> None:
         if turn.kill_at is not None:

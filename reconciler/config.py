@@ -58,6 +58,15 @@ class Harness(_Part):
     venv: str = "/opt/hyperhive/.venv-harness"
 
 
+class Watchdog(_Part):
+    """How long a turn may be silent before it is given up, in seconds: until the model's first byte, between
+    two bytes, and while a tool runs. null: the harness's own limits (420, 420, 900)."""
+
+    first_byte_s: Annotated[float, Field(ge=1, le=86_400)] | None = None
+    next_byte_s: Annotated[float, Field(ge=1, le=86_400)] | None = None
+    tool_s: Annotated[float, Field(ge=1, le=86_400)] | None = None
+
+
 # Full reads without a pause would leave nobody else any time; with too long a one, what no signal
 # told of would stay as it is.
 RESYNC_LEAST_S, RESYNC_MOST_S = 0.1, 3600.0
@@ -148,6 +157,7 @@ class Config(_Part):
     retention: Retention = Retention()
     loops: Loops = Loops()
     sessions: Sessions = Sessions()
+    watchdog: Watchdog = Watchdog()
     metrics: Metrics = Metrics()
     parallel_builds: Annotated[int, Field(ge=1, le=64)] = 2
 

@@ -65,9 +65,10 @@ async def send(arguments: Mapping[str, Any]) -> str:
 
 
 async def main() -> None:
-    config = Config(stall_s=float(os.environ.get("STALL_S", "60")))
-    environment = {**cli_environment("scout", config), "CLAUDE_CODE_MAX_RETRIES": "0"}
+    config = Config.from_environment({"HIVE_STALL_S": "60", "HIVE_API_RETRIES": "0", **os.environ})
+    environment = cli_environment("scout", config)
     environment["SERVERS"] = os.environ.get("SERVERS", "{}")
+    model = os.environ.get("MODEL", "claude-sonnet-5")
     os.environ.clear()
     os.environ["PATH"] = "/usr/bin:/bin"
     programs = AgentPrograms(agent_environment("scout", config))
@@ -88,7 +89,7 @@ async def main() -> None:
         Settings(
             SESSION,
             resume=False,
-            model="claude-sonnet-5",
+            model=model,
             system_prompt="You are `scout`.",
             tools=("Bash", "Read", "Write"),
             servers=servers,
@@ -98,8 +99,7 @@ async def main() -> None:
         policy=lambda: decides[0],
         tools=lambda: [tool],
         sweep=programs.kill_all,
-        stall_s=config.stall_s,
-        tool_stall_s=config.tool_stall_s,
+        patience=config.patience,
     )
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(

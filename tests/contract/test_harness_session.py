@@ -160,7 +160,7 @@ async def test_an_api_failure_is_told_by_its_status(tmp_path: Path) -> None:
 
 
 async def test_a_model_that_says_nothing_is_given_up_after_the_stall_limit(tmp_path: Path) -> None:
-    async with session(tmp_path, plays("slow", {"stall": {"seconds": 600}}), STALL_S="2") as talk:
+    async with session(tmp_path, plays("slow", {"stall": {"seconds": 600}}), HIVE_STALL_S="2") as talk:
         facts = await talk.run("slow")
         assert facts.stalled
         assert classify(facts).outcome == "stalled"

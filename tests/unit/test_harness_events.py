@@ -113,7 +113,7 @@ def test_a_turn_with_a_tool_call_becomes_its_transcript(heard: Heard) -> None:
             },
         ),
     ]
-    assert classify(heard.listener.facts(gone="", cancelled=False, stalled=False)).outcome == "ok"
+    assert classify(heard.listener.facts(gone="", cancelled=False, stalled="")).outcome == "ok"
 
 
 def test_tools_that_run_are_counted_until_their_result(heard: Heard) -> None:
@@ -132,7 +132,7 @@ def test_an_api_failure_is_an_error_although_its_subtype_says_success(heard: Hea
     )
     assert ("note", {"text": "API Error: 529"}) in heard.events
     assert heard.events[-1][1]["api_error_status"] == 529
-    assert classify(heard.listener.facts(gone="", cancelled=False, stalled=False)).outcome == "unavailable"
+    assert classify(heard.listener.facts(gone="", cancelled=False, stalled="")).outcome == "unavailable"
 
 
 def test_an_interrupted_turn_ends_with_its_errors_as_text(heard: Heard) -> None:
@@ -146,7 +146,7 @@ def test_an_interrupted_turn_ends_with_its_errors_as_text(heard: Heard) -> None:
         )
     )
     assert heard.events[-1][1]["text"] == "a; b"
-    assert classify(heard.listener.facts(gone="", cancelled=True, stalled=False)).outcome == "cancelled"
+    assert classify(heard.listener.facts(gone="", cancelled=True, stalled="")).outcome == "cancelled"
 
 
 def test_the_late_result_of_another_prompt_does_not_end_this_turn(heard: Heard) -> None:

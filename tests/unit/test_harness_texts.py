@@ -11,6 +11,7 @@ from harness.config import Config, agent_environment, cli_environment
 from harness.outcomes import ERROR_MAX, Facts, Result, classify
 from harness.prompts import SYSTEM_PROMPT_MAX_BYTES, defused, quoted, system_prompt, wake_prompt
 from harness.spec import AgentSpec
+from harness.watchdog import Patience
 from harness.wire import WIRE_VERSION, Delivered, Inbox, Outcome
 from tests.fakes.agenthost import welcome
 
@@ -106,8 +107,8 @@ ABORTED = Result(is_error=True, subtype="error_during_execution", terminal_reaso
         (Facts(ABORTED, cancelled=True), "cancelled"),
         (Facts(None, gone="killed", cancelled=True), "cancelled"),
         (Facts(ABORTED), "crashed"),
-        (Facts(ABORTED, stalled=True), "stalled"),
-        (Facts(None, gone="killed", stalled=True), "stalled"),
+        (Facts(ABORTED, stalled="silence"), "stalled"),
+        (Facts(None, gone="killed", stalled="silence"), "stalled"),
         (Facts(ABORTED, cancelled=True, stopping=True), "crashed"),
         (Facts(None, gone="Command failed with exit code -9"), "crashed"),
         (Facts(failed(api_error_status=500)), "unavailable"),
@@ -180,7 +181,7 @@ def test_a_waiting_time_that_is_no_number_is_refused_by_name(text: str) -> None:
 
 def test_waiting_times_come_from_the_environment() -> None:
     config = Config.from_environment({"HIVE_STALL_S": "2.5", "HIVE_IDLE_PARK_S": "10"})
-    assert (config.stall_s, config.idle_park_s, config.tool_stall_s) == (2.5, 10.0, 900.0)
+    assert (config.patience, config.idle_park_s) == (Patience(2.5, 420.0, 900.0), 10.0)
 
 
 def test_the_first_hello_speaks_the_version_of_the_wire_models_on_the_same_socket() -> None:

@@ -62,6 +62,16 @@ class ContainerCommand:
     tasks: int
 
 
+def _patience(config: Config) -> tuple[tuple[str, float | None], ...]:
+    """The waiting times of turns, by the names that the harness reads."""
+    wanted = config.watchdog
+    return (
+        ("HIVE_STALL_S", wanted.first_byte_s),
+        ("HIVE_STREAM_STALL_S", wanted.next_byte_s),
+        ("HIVE_TOOL_STALL_S", wanted.tool_s),
+    )
+
+
 def container_command(spec: ContainerSpec, config: Config) -> ContainerCommand:
     """The command line for one container; equal input gives equal output."""
     if config.platform != "bare":
@@ -106,6 +116,7 @@ def container_command(spec: ContainerSpec, config: Config) -> ContainerCommand:
         _bind("--bind-ro", str(spec.run_dir), "/run/hive"),
         *(_bind("--bind", source, target) for source, target in writable.items()),
         *(f"--setenv={name}={value}" for name, value in HARNESS_ENVIRONMENT.items()),
+        *(f"--setenv={name}={value:g}" for name, value in _patience(config) if value is not None),
         *HARNESS_COMMAND,
     ]
     return ContainerCommand(
