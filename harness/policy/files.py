@@ -32,12 +32,24 @@ _SEARCHES = frozenset({"Glob", "Grep"})
 _NEVER_FOLDERS = frozenset({".git", ".claude", ".ssh", ".gnupg"})
 _NEVER_NAMES = re.compile(
     r"\.(?:bash_?(?:rc|profile|login|logout|aliases|env)|profile|zshrc|zshenv|zprofile|zlogin|zlogout|kshrc|inputrc|envrc"
-    r"|gitconfig|gitmodules|claude\.json|mcp\.json|netrc|npmrc|pam_environment)|authorized_keys",
+    r"|gitconfig|gitmodules|claude\.json|mcp\.json|netrc|npmrc|pam_environment|curlrc|wgetrc|yarnrc(?:\.yml)?|condarc"
+    r"|vimrc|exrc|nanorc|emacs|gdbinit|lesskey|lessfilter|psqlrc|sqliterc|screenrc|tmux\.conf|irbrc|pdbrc|rprofile"
+    r"|pypirc|pythonrc|xprofile|xinitrc|xsessionrc|bunfig\.toml|editrc|digrc|sshrc)|authorized_keys",
 )
 # where the CLI puts the output of a command that is too long for an answer, and tells the model to read it
 _OWN_OUTPUT = re.compile(r"/home/agent/\.claude/projects/[^/]+/[^/]+/tool-results/[^/]+")
 _NEVER_PAIRS = frozenset(
-    {(".config", "git"), (".config", "nix"), (".config", "fish"), (".config", "environment.d")}
+    {
+        (".config", "git"),
+        (".config", "nix"),
+        (".config", "fish"),
+        (".config", "environment.d"),
+        (".config", "pip"),
+        (".config", "systemd"),
+        (".config", "autostart"),
+        (".cargo", "config"),
+        (".cargo", "config.toml"),
+    }
 )
 
 

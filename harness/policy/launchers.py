@@ -25,6 +25,9 @@ declare export local readonly typeset unset let read mapfile readarray getopts u
   variables or limits of the shell; a subscript in a name is run as code
 pushd popd dirs | | changes the folder in ways that the policy does not follow
 >builtin >command >exec | | runs the command that follows
+>caffeinate >chpst >chronic >dumb-init >envdir >fzf >hyperfine >ifne >nodemon >sem >tini >tsp >watchexec >xe
+  | | runs
+  the command in its arguments
 >chroot >chrt >cpulimit >dbus-run-session >doas >env >eatmydata >fakeroot >faketime >firejail >flock >gosu
   >ionice >linux32 >linux64 >ltrace >nice >nohup >nsenter >numactl >parallel >pkexec >prlimit >proot
   >proxychains >runcon >run-parts >runuser >schroot >setarch >setpriv >setsid >setuidgid >stdbuf >strace >su
@@ -98,7 +101,7 @@ find | -fprint -fprint0 -fprintf -fls | writes files anywhere
 find | -files0-from | reads its starting points from a file
 >fd >fdfind | -x -X --exec --exec-batch | runs a command for each file
 rg | --pre --hostname-bin | runs a program on each file
-ag ack | --pager --ackrc | starts a program
+ag ack bat batcat delta | --pager --ackrc | starts a program
 # archives and copies
 tar bsdtar gtar | -I --use-compress-program --use-compress-prog | runs a program as the compressor
 tar bsdtar gtar | --to-command | runs a program for each member
@@ -121,7 +124,8 @@ printf | -v | a subscript in a name is run as code
 wait | -p | a subscript in a name is run as code
 diff | --paginate -l | runs pr
 diff3 sdiff | --diff-program | runs a program as diff
-patch | --get --posix-get -g | runs a version control program
+patch | --get -g | runs a version control program
+patch | -e --ed | runs ed, whose scripts run programs
 jq | -L --library-path | loads code from a folder
 pandoc | -F --filter -L --lua-filter --pdf-engine --data-dir -d --defaults --extract-media | runs a program
   or code
@@ -138,6 +142,7 @@ gcc g++ cc c++ clang clang++ tcc | -B -specs --specs -wrapper -fplugin -Xclang -
 ld gold lld as | -plugin --plugin -T @* | loads code
 # network
 curl | -K --config | options from a file: writes anywhere
+curl | -w --write-out | %output{FILE} writes anywhere
 wget | --use-askpass --config -e --execute | runs a program, or takes options from elsewhere
 aria2c | --on-download-start --on-download-complete --on-download-error --conf-path -i | runs a program
 # builds
@@ -146,7 +151,8 @@ make gmake | -f --file --makefile -C --directory -I --include-dir -E --eval *=* 
 npm | --script-shell --node-options --userconfig --globalconfig | changes what is run
 pip pip3 | --python | runs another interpreter
 cargo | --config -Z --manifest-path -C --target-dir | takes settings, and so programs, from elsewhere
-go | -exec -toolexec -vettool -C -modfile -overlay -w -u | runs a program as a part of the build, or changes
+go | -exec -toolexec -vettool -C -modfile -overlay -w -u -export -compiled | runs a program as a part of the
+  build, or changes
   settings
 nix | --impure --expr --file -f --arg --argstr | evaluates anything, with the environment
 nix | --option --builders --store --eval-store --accept-flake-config --override-input --inputs-from
@@ -161,7 +167,7 @@ nix store | add add-file add-path copy-sigs delete gc repair sign make-content-a
 _SUBCOMMANDS = """
 git | add am annotate apply archive blame branch bundle cat-file check-attr check-ignore checkout cherry
   cherry-pick clean clone commit commit-tree count-objects describe diff diff-files diff-index diff-tree
-  fetch for-each-ref format-patch fsck gc grep hash-object help init log ls-files ls-remote ls-tree merge
+  fetch for-each-ref format-patch fsck gc grep hash-object init log ls-files ls-remote ls-tree merge
   merge-base merge-tree mktree mv name-rev notes patch-id prune pull push range-diff read-tree rebase reflog
   remote repack reset restore rev-list rev-parse revert rm shortlog show show-branch show-ref
   sparse-checkout stash status stripspace switch symbolic-ref tag update-index update-ref var verify-commit

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.policy.launchers import NIX_HARMLESS, Row, harmless_option, rows_of, takes_next, valued_option
-from harness.policy.words import Rest, Word
+from harness.policy.words import Rest, Word, known
 
 # Programs whose options are long words with one dash, or are not clustered
 _ONE_DASH = frozenset({
@@ -199,6 +199,8 @@ def _is_option(program: str, word: str, option: str) -> bool:
 
 def _unknown(program: str, words: Sequence[Word]) -> Iterator[Found]:
     """Words that may be any option."""
+    if program in {"test", "["} and _is_plain_test(words):
+        return
     for word in words:
         if word == Word("--") and program not in _DELIMITER_BLIND:
             return
@@ -208,6 +210,21 @@ def _unknown(program: str, words: Sequence[Word]) -> Iterator[Found]:
             yield Found(
                 word.shown, word.shown, "a word that is not known here may be any option; put it behind --"
             )
+
+
+_UNARY = frozenset(["-n", "-z", "-f", "-d", "-e", "-r", "-w", "-x", "-s", "-L", "-h"])
+_BINARY = frozenset(
+    ["=", "==", "!=", "<", ">", "-eq", "-ne", "-lt", "-le", "-gt", "-ge", "-nt", "-ot", "-ef"]
+)
+
+
+def _is_plain_test(words: Sequence[Word]) -> bool:
+    """Whether a test has its operator where the number of words makes it one, whatever the rest is."""
+    rest = list(words[:-1] if words[-1:] == known("]") else words)
+    if rest[:1] == [Word("!")]:
+        del rest[0]
+    at = {2: 0, 3: 1}.get(len(rest), -1)
+    return at >= 0 and rest[at].is_known and rest[at].text in (_UNARY if at == 0 else _BINARY)
 
 
 def _sed(words: Sequence[Word]) -> Iterator[Found]:

@@ -105,7 +105,9 @@ def written(words: Sequence[Word]) -> tuple[Written, ...]:
     writer = WRITERS.get(name)
     if writer is None:
         return ()
-    return tuple(_by(writer, name, words[1:], ()))
+    found = tuple(_by(writer, name, words[1:], ()))
+    # an archive's own path is not seen from the folder that -C names, so it is looked at both ways
+    return (*found, *(Written(one.path) for one in found if one.behind))
 
 
 def _git(words: Sequence[Word]) -> Iterator[Written]:
@@ -224,7 +226,7 @@ def _known(word: Word, what: str) -> str:
     return word.text
 
 
-_REMOVING = frozenset({"rm", "rmdir", "mv", "git", "zip", "tar", "gzip", "xz", "bzip2", "zstd"})
+_REMOVING = frozenset({"rm", "rmdir", "mv", "zip", "tar", "gzip", "xz", "bzip2", "zstd"})
 
 
 def _operand(word: Word, name: str) -> str:

@@ -26,7 +26,7 @@ FIRST = int(os.environ.get("POLICY_SEED", "0"))
 BATCH = 250
 TREE = ("/state", "/config")
 _GIT_SAFE = frozenset({"log", "status", "add", "commit", "stash@{0}"})
-_GIT_BAD = ("-c", "--output", "--exec", "ext::", "--upload-pack")
+_GIT_BAD = ("--exec", "--exec-path", "--upload-pack", "--ext-diff", "--config-env")
 
 
 def is_allowed(run: Run, world: World) -> bool:
@@ -39,15 +39,19 @@ def is_allowed(run: Run, world: World) -> bool:
                     return False
                 rest = rest[2:]
             before = rest[: rest.index("--")] if "--" in rest else rest
-            outputs = any(word.startswith(_GIT_BAD) for word in before)
-            return not rest or (rest[0] in _GIT_SAFE and not outputs)
+            return not rest or (
+                rest[0] in _GIT_SAFE and not any(is_bad_of_git(world, run.folder, word) for word in before)
+            )
         case "echo":
             return True
         case "cat":
             return "deep" not in " ".join(rest)
         case "ls":
             return not rest
-        case "tee" | "rm":
+        case "rm":  # a link itself, not what it leads to
+            words = [os.path.split(word) for word in rest if not word.startswith("-")]
+            return all(last != ".git" and in_tree(world, run.folder, folder) for folder, last in words)
+        case "tee":
             return all(in_tree(world, run.folder, word) for word in rest if not word.startswith("-"))
         case "sed":
             script = next((word for word in rest if not word.startswith("-")), "")
@@ -57,6 +61,16 @@ def is_allowed(run: Run, world: World) -> bool:
                 edits and not all(in_tree(world, run.folder, one) for one in files)
             )
     return False
+
+
+def is_bad_of_git(world: World, folder: str, word: str) -> bool:
+    """Whether a word starts a program, or writes where nothing may be written."""
+    stem, equals, value = word.partition("=")
+    if len(stem) > 2 and "--output".startswith(stem):
+        return not equals or not in_tree(world, folder, value)
+    return word.startswith(("-c", "ext::")) or (
+        len(stem) > 2 and any(bad.startswith(stem) for bad in _GIT_BAD)
+    )
 
 
 def in_tree(world: World, folder: str, path: str) -> bool:
@@ -94,20 +108,22 @@ def decide(texts: Sequence[str], world: World) -> list[bool]:
 @pytest.mark.timeout(7200 if FULL else 240)
 def test_whatever_bash_runs_and_writes_for_an_allowed_text_is_allowed(tmp_path: Path) -> None:
     allowed = ran = 0
+    wrong: list[object] = []
     for start in range(FIRST, FIRST + TEXTS, BATCH):
         world = World(tmp_path / f"world-{start}")
         texts = [attacks.text(seed) for seed in range(start, start + BATCH)]
         passed = [text for text, is_good in zip(texts, decide(texts, world), strict=True) if is_good]
         traces = world.run(passed)
         for text, runs in zip(passed, traces, strict=True):
-            assert [run.words for run in runs if not is_allowed(run, world)] == [], text
+            wrong += [(text, run) for run in runs if not is_allowed(run, world)]
             ran += len(runs)
         if damage := world.damage():
             culprits = [text for text in passed if _harms(text, tmp_path / f"one-{hash(text)}")]
-            pytest.fail(f"{damage} by {culprits or passed}")
+            wrong.append((damage, culprits or passed))
         allowed += len(passed)
         shutil.rmtree(world.root)
     print(f"{TEXTS} texts, {allowed} allowed, {ran} commands run")
+    assert wrong == []
     assert allowed > TEXTS / 8
     assert ran > allowed / 2
 

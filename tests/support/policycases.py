@@ -163,6 +163,10 @@ _ALLOWED = [
     "[ -f x ] && cat x",
     "test -d /state || echo no",
     '[ "$?" = 0 ]',
+    '[ "$x" = y ]',
+    '[ -n "$x" ] && echo set',
+    'test ! -z "$x" || echo empty',
+    'for f in a b; do [ "$f" != a ] && echo "$f"; done',
     "[ a = b ]",
     "git status; echo $?",
     'for f in a b; do git add "$f"; done',
@@ -417,6 +421,8 @@ _REFUSED = [
     ("split x /tmp/part", "outside of"),
     ("tar -xf x.tar -C /etc", "outside of"),
     ("tar -C .. -xf x.tar", "outside of"),
+    ("tar -C a/b -cf ../../x.tar .", "outside of"),
+    ("git init ./x*", "not known"),
     ("tar cf /etc/x.tar src", "outside of"),
     ("sed -i s/a/b/ .git/config", "closed"),
     ("sed -i.bak s/a/b/ /etc/x", "outside of"),
@@ -532,6 +538,13 @@ _REFUSED = [
     ("test -v 'a[$(id)]'", "-v"),
     ("[ -v 'a[$(id)]' ]", "-v"),
     ("printf -v 'a[$(id)]' x", "-v"),
+    ('[ "$x" "$y" ]', "not valid"),
+    ('test "$x" y', "may be any option"),
+    ('[ a = b -o "$x" y ]', "not valid"),
+    ("git help log", "'help'"),
+    ("curl -w '%output{/etc/x}' http://localhost:1/", "-w"),
+    ("echo x > /state/.curlrc", "closed"),
+    ("tee .cargo/config.toml", "closed"),
 ]  # fmt: skip
 
 # Other rules: what is named, and what is not.
