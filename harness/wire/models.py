@@ -345,6 +345,7 @@ MODELS: tuple[type[Wire], ...] = (
     AskOperator,
     Asked,
     Nap,
+    Napping,
     Status,
     Proposed,
     SpawnDraft,

@@ -1,5 +1,5 @@
 """What a verb is made of, and the argparse parser made from it. The verbs themselves stand in `verbs.py` and
-`hostverbs.py`."""
+the `verbs_*.py` of their groups."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from reconciler.cli.grammar import DRY_RUN, YES, Argument, Verb, option, positional, switch, whole
-from reconciler.cli.hostverbs import HOST
-from reconciler.cli.moneyverbs import MONEY
+from reconciler.cli.verbs_host import HOST
+from reconciler.cli.verbs_money import MONEY
 from reconciler.cli.verbs_questions import QUESTIONS
 from reconciler.cli.verbs_stats import STATS
 

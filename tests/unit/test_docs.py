@@ -27,6 +27,11 @@ def test_links_to_files_lead_somewhere(page: str) -> None:
     assert missing == []
 
 
+def test_the_readme_leads_to_every_page() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert [p.name for p in ROOT.glob("docs/*.md") if f"](docs/{p.name})" not in text] == []
+
+
 def test_every_claim_of_the_boundary_names_a_test_that_exists() -> None:
     table = (ROOT / "README.md").read_text().partition("| claim | shown by |")[2].partition("\n\n")[0]
     rows = [line for line in table.splitlines() if line.startswith("| ") and not line.startswith("|---")]
