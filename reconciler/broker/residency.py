@@ -21,6 +21,10 @@ PARK_S = 30.0
 PLACE_S = 10.0
 """How long a place in the line is kept for a harness whose long poll ended, until it asks again."""
 
+LONG_S = 900.0
+"""While others wait, a seat that somebody has worked on for so long is lent to them: rather one CLI too many
+than agents that keep all the others from working by never ending a turn."""
+
 PIN_S = 5.0
 """How long a place is kept for a turn that no message waits for: its harness asks again each second."""
 
@@ -33,14 +37,16 @@ IDLE_DEFAULT_S = 900.0
 
 @dataclass(slots=True)
 class _Seat:
-    """One resident. `busy`: it has a lease or a turn; `since` (monotonic seconds): idle, or told to park,
-    from then on; `turn`: its last one; `obeys`: its harness knows the order to park."""
+    """One resident. `busy`: it has a lease or a turn; `since` (monotonic seconds): busy, idle, or told to
+    park, from then on; `turn`: its last one; `obeys`: its harness knows the order to park; `lent`: somebody
+    else has its seat, too."""
 
     since: float
     busy: bool = False
     parking: bool = False
     turn: int = 0
     obeys: bool = True
+    lent: bool = False
 
 
 @dataclass(slots=True)
@@ -77,6 +83,7 @@ class Residency:
     changed: Callable[[str], None]
     look: Callable[[], None]
     idle_s: float = IDLE_DEFAULT_S
+    long_s: float = LONG_S
     to_park: dict[str, int] = field(default_factory=dict)
     _seats: dict[str, _Seat] = field(default_factory=dict)
     _line: dict[str, _Place] = field(default_factory=dict)
@@ -104,7 +111,8 @@ class Residency:
         seat = self._seats.get(agent)
         if seat is not None and not seat.parking:
             self._leave_line(agent)
-            seat.busy = True
+            if not seat.busy:
+                seat.busy, seat.since = True, self.clock()
             return True
         self._join_line(agent, urgent=urgent)
         if seat is None and agent in self._next(self._free()):
@@ -149,7 +157,9 @@ class Residency:
         if seat is None:
             seat = self._seats[agent] = _Seat(self.clock())
             self.changed(agent)
-        seat.busy, seat.parking, seat.turn = True, False, max(seat.turn, turn)
+        if not seat.busy:
+            seat.busy, seat.since = True, self.clock()
+        seat.parking, seat.turn = False, max(seat.turn, turn)
         self.to_park.pop(agent, None)
         self._leave_line(agent)
 
@@ -158,6 +168,8 @@ class Residency:
         seat = self._seats.get(agent)
         if seat is not None and seat.busy:
             seat.busy, seat.since = False, self.clock()
+            if seat.lent:
+                self._park(agent, seat)
             self._balance()
             self.look()
 
@@ -202,14 +214,18 @@ class Residency:
                 self._stand_up(agent)
             elif not (seat.busy or seat.parking) and now - seat.since >= self.idle_s:
                 self._park(agent, seat)
+            elif seat.busy and self._line and now - seat.since >= self.long_s:
+                seat.lent = True
         self._balance()
         lapses = [place.lapses_at for name, place in self._line.items() if not self._is_there(name)]
         ends = [s.since + (PARK_S if s.parking else self.idle_s) for s in self._seats.values() if not s.busy]
+        if self._line:
+            ends += [s.since + self.long_s for s in self._seats.values() if s.busy and not s.lent]
         return max(0.05, min([*lapses, *ends]) - now) if lapses or ends else None
 
     # ------------------------------------------------------------------------------------------- inside
     def _free(self) -> int:
-        return self.cap - len(self._seats)
+        return self.cap - sum(not seat.lent for seat in self._seats.values())
 
     def _is_there(self, agent: str) -> bool:
         """Whether somebody takes the seat at once if it is given to this agent of the line."""
@@ -223,6 +239,7 @@ class Residency:
         self._last_number += 1
         self._line[agent] = _Place(self._last_number, urgent, self.clock() + PLACE_S)
         self.changed(agent)
+        self.look()
 
     def _leave_line(self, agent: str) -> bool:
         left = self._line.pop(agent, None) is not None
@@ -264,7 +281,7 @@ class Residency:
     def _balance(self) -> None:
         """Seats for those that wait: free ones, else those of the longest idle."""
         waiting = sum(self._is_there(name) for name in self._line)
-        parking = sum(seat.parking for seat in self._seats.values())
+        parking = sum(seat.parking and not seat.lent for seat in self._seats.values())
         idle = sorted(
             (seat.since, name) for name, seat in self._seats.items() if not seat.busy and not seat.parking
         )

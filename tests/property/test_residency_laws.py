@@ -24,7 +24,9 @@ ops = st.lists(
 class World:
     def __init__(self, cap: int) -> None:
         self.now = 0.0
-        self.seats = Residency(cap, lambda: self.now, lambda _: None, lambda _: None, lambda: None)
+        self.seats = Residency(
+            cap, lambda: self.now, lambda _: None, lambda _: None, lambda: None, long_s=float("inf")
+        )
         self.working: set[str] = set()
         self.polling: set[str] = set()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from reconciler.broker.residency import PARK_S, PIN_S, PLACE_S, Count, Residency
+from reconciler.broker.residency import LONG_S, PARK_S, PIN_S, PLACE_S, Count, Residency
 
 
 @dataclass
@@ -191,3 +191,31 @@ def test_seats_are_known_again_from_what_harnesses_say() -> None:
     assert host.seats.count() == Count(cap=2, taken=2, busy=1, waiting=0)
     host.seats.greeted("one-more", True, busy=False)
     assert len(host.told()) == 1, "there are more than the host has seats for"
+
+
+def test_who_never_ends_its_turn_keeps_nobody_from_working() -> None:
+    host = Host(1)
+    host.wants("hog", "b", "c")
+    host.now = LONG_S - 1
+    assert host.seats.tick() == pytest.approx(1)
+    assert host.rung == []
+    host.now = LONG_S
+    host.seats.tick()
+    assert host.rung == ["b"]
+    assert host.waits("b", "c") == ["b"], "one more, and not everybody"
+    host.seats.rest("hog")
+    assert host.told() == ["hog"], "it has no seat any more"
+    host.seats.rest("b")
+    assert host.told() == ["b"], "the hog's seat is none that c could get"
+    host.seats.parked("hog")
+    host.seats.parked("b")
+    assert host.waits("c") == ["c"]
+
+
+def test_a_long_turn_is_let_alone_while_nobody_waits() -> None:
+    host = Host(1)
+    host.wants("a")
+    host.now = 10 * LONG_S
+    assert host.seats.tick() is None
+    host.seats.rest("a")
+    assert host.told() == []
