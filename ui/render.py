@@ -25,6 +25,7 @@ TEMPLATE_ROOT = Path(__file__).parent / "templates"
 _DONE = {
     "sent": "Sent.",
     "read": "Marked as read.",
+    "discarded": "The draft is discarded.",
     "answered": "Answered.",
     "question-cancelled": "Question cancelled.",
     "denied": "Denied. The proposer gets your note.",

@@ -34,7 +34,6 @@ log = structlog.get_logger("approvals")
 
 OPEN_MAX = 20
 HOURLY_MAX = 60
-DRAFTS_MAX = 20
 DESCRIPTION_MAX = 2000
 HOUR_S = 3600
 
@@ -98,12 +97,14 @@ class Proposing:
         name, wanted, text = agent_name(target), commit_id(commit), clean_description(description)
         digest = await self._digest(state)
         async with self._store.state.transaction() as tx:
-            await self._require_manager(tx, agent, "propose a draft")
+            await self.require_manager(tx, agent, "propose a draft")
+            await self.require_new(tx, name, agent)
             if await drafts.get(tx, name) is None:
                 raise AgentError(
-                    f"there is no draft {name}", code="not-found", hint="start it with request_spawn_draft"
+                    f"there is no draft {name}: it was never begun, or the operator discarded it",
+                    code="not-found",
+                    hint="start it with request_spawn_draft",
                 )
-            await self.require_new(tx, name, agent)
             number, fresh = await self.row(tx, ProposalKind.SPAWN, name, wanted, agent, text, digest)
             await drafts.proposed(tx, name, number)
 
@@ -115,30 +116,11 @@ class Proposing:
             await self.arrive(number, name, wanted, take)
         return await self._proposed(number)
 
-    async def start_draft(self, agent: AgentName, request: wire.SpawnDraft) -> wire.DraftMade:
-        """The first commit of a new agent, for the manager to go on from; the same again for the same
-        name."""
-        name = agent_name(request.name)
-        async with self._store.state.transaction() as tx:
-            await self._require_manager(tx, agent, "start a draft")
-            there = await drafts.get(tx, name)
-            await self.require_new(tx, name)
-            if there is None and len(await drafts.all_drafts(tx)) >= DRAFTS_MAX:
-                raise AgentError(
-                    f"there are {DRAFTS_MAX} drafts already", hint="propose or leave some of them first"
-                )
-        if there is None:
-            commit = await self.template(name, Role.AGENT, None, (), agent)
-            async with self._store.state.transaction() as tx:
-                there = await drafts.get(tx, name) or await drafts.insert(tx, name, agent, commit)
-        await self._broker.direct(agent, "repos")
-        return wire.DraftMade(name=name, commit=there.commit)
-
     async def spawn(self, agent: AgentName, request: wire.Spawn) -> wire.Proposed:
         """A new agent from the template, at the manager's request."""
         name, text = agent_name(request.name), clean_description(request.description)
         async with self._store.state.transaction() as tx:
-            await self._require_manager(tx, agent, "request a new agent")
+            await self.require_manager(tx, agent, "request a new agent")
             open_one = await proposals.open_spawn(tx, name)
             if open_one is not None and open_one.requested_by == agent:
                 return wire.Proposed(proposal=open_one.id, state=open_one.state)
@@ -166,7 +148,8 @@ class Proposing:
             raise AgentError(f"there is no agent {agent}", code="not-found")
         return row
 
-    async def _require_manager(self, tx: Tx, agent: AgentName, act: str) -> None:
+    async def require_manager(self, tx: Tx, agent: AgentName, act: str) -> None:
+        """`AgentError` code `forbidden` for everybody else."""
         if (await self._asking(tx, agent)).role is not Role.MANAGER:
             raise AgentError(f"only the manager may {act}", code="forbidden", hint="ask the manager")
 

@@ -14,6 +14,7 @@ from harness import wire
 from reconciler import causes
 from reconciler.approvals import patches, views
 from reconciler.approvals.decisions import Decisions, require_operator
+from reconciler.approvals.drafting import Drafting
 from reconciler.approvals.examination import Examiner
 from reconciler.approvals.own import OwnProposals
 from reconciler.approvals.proposing import Proposing
@@ -29,7 +30,7 @@ from reconciler.model.instants import stamp
 from reconciler.model.names import AgentName, agent_name
 from reconciler.model.states import DEPLOYING, ProposalState, Role
 from reconciler.services import Actor, Wake
-from reconciler.store import agents, drafts, proposals
+from reconciler.store import agents, proposals
 from reconciler.store.db import Store
 from reconciler.store.proposals import ProposalRow
 
@@ -70,6 +71,7 @@ class ApprovalService:
             config=config,
             examiner=self.examiner,
         )
+        self._drafting = Drafting(store, git, broker, self._proposing)
         self._resuming = Resuming(
             store=store, git=git, config=config, clock=clock, examiner=self.examiner,
             proposing=self._proposing,
@@ -112,7 +114,7 @@ class ApprovalService:
 
     async def start_draft(self, agent: AgentName, request: wire.SpawnDraft) -> wire.DraftMade:
         """The manager begins a draft."""
-        return await self._proposing.start_draft(agent, request)
+        return await self._drafting.start(agent, request)
 
     async def request_spawn(self, agent: AgentName, request: wire.Spawn) -> wire.Proposed:
         """The manager asks for a new agent from the template."""
@@ -217,7 +219,11 @@ class ApprovalService:
 
     async def drafts(self) -> api.DraftList:
         """Drafts that became no agent yet."""
-        return api.DraftList(items=[views.draft(row) for row in await drafts.all_drafts(self._store.state)])
+        return await self._drafting.all()
+
+    async def discard_draft(self, actor: Actor, name: str, request: api.Act) -> api.DraftList:
+        """The operator discards one; what is left."""
+        return await self._drafting.discard(actor, name, request)
 
     async def list(
         self, *, state: str | None, agent: str | None, before: int | None, limit: int

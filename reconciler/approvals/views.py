@@ -104,8 +104,15 @@ def hold(row: Hold) -> api.Hold:
     return api.Hold(scope=row.scope, by=row.by, reason=visible(row.reason), at=stamp(row.at))
 
 
-def draft(row: Draft) -> api.Draft:
-    """A draft."""
+def draft(row: Draft, offered: ProposalRow | None) -> api.Draft:
+    """A draft, with the proposal that was made of it last."""
     return api.Draft(
-        name=row.name, created_by=row.created_by, created_at=stamp(row.created_at), proposal=row.proposal
+        name=row.name,
+        created_by=row.created_by,
+        created_at=stamp(row.created_at),
+        commit=row.commit,
+        proposal=row.proposal,
+        proposal_state=None if offered is None else offered.state,
+        description="" if offered is None else visible(offered.description),
+        state_files=0 if offered is None else len(json.loads(offered.state_files)),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from reconciler.cli.api import Hive, Json
+from reconciler.cli.api import Hive, Json, segment
 from reconciler.cli.console import RISK_COLOURS, Console, ago, cell
 from reconciler.cli.failure import Exit, Failure
 from reconciler.cli.follow import examined, outcome_of, rehearsed, unless_moved, watch
@@ -187,9 +187,37 @@ def drafts(options: Namespace, console: Console) -> int:
     if options.json:
         console.document(found)
         return Exit.DONE
+    _drafts(found, console)
+    return Exit.DONE
+
+
+def _drafts(found: Json, console: Console) -> None:
     rows = [
-        [cell(one["name"]), cell(one["created_by"]), cell(ago(one["created_at"])), cell(one["proposal"])]
+        [
+            cell(one["name"]),
+            cell(one["created_by"]),
+            cell(ago(one["created_at"])),
+            cell(one["commit"][:12]),
+            cell(f"{one['proposal']} {one['proposal_state']}" if one["proposal"] else "not proposed yet"),
+            cell(one["state_files"] or ""),
+            cell(one["description"]),
+        ]
         for one in found["items"]
     ]
-    console.table(["NAME", "BY", "BEGUN", "PROPOSAL"], rows, "there are none")
+    console.table(["NAME", "BY", "BEGUN", "FROM", "PROPOSAL", "FILES", "WHAT FOR"], rows, "there are none")
+
+
+def discard(options: Namespace, console: Console) -> int:
+    """`hive discard NAME`"""
+    question = f"Discard the draft {options.name}? The manager is told."
+    if not options.dry_run and not options.yes and not console.ask(question):
+        console.say("nothing was discarded")
+        return Exit.FAILED
+    body: Json = {"note": options.note, "dry_run": options.dry_run}
+    found = Hive().post(f"/drafts/{segment(options.name)}/discard", body)
+    if options.json:
+        console.document(found)
+        return Exit.DONE
+    console.say(f"the draft {options.name} {'would be' if options.dry_run else 'is'} discarded")
+    _drafts(found, console)
     return Exit.DONE

@@ -356,6 +356,14 @@ _PROPOSALS = (
         (_ID, _NOTE, DRY_RUN),
     ),
     Verb("drafts", "Proposals", "List new agents that the manager is drafting.", "decide:drafts"),
+    Verb(
+        "discard",
+        "Proposals",
+        "Discard a draft; the manager is told.",
+        "decide:discard",
+        (positional("name", "the draft's name"), YES, DRY_RUN, _NOTE),
+        (("hive discard scribe --note 'we have one'", "the manager reads the note"),),
+    ),
 )
 
 _TALK = (

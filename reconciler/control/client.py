@@ -268,6 +268,9 @@ class ControlClient:
     async def nap(self, name: str, request: api.NapAgent) -> api.Agent:
         return await self._post(api.Agent, f"/agents/{_segment(name)}/nap", request)
 
+    async def discard_draft(self, name: str, request: api.Act) -> api.DraftList:
+        return await self._post(api.DraftList, f"/drafts/{_segment(name)}/discard", request)
+
     async def cancel_question(self, question: int) -> api.Question:
         return await self._post(api.Question, f"/questions/{question}/cancel")
 

@@ -339,6 +339,15 @@ _APPROVAL_ROUTES = (
         api.DraftList,
         lambda c: c.services.approvals.drafts(),
     ),
+    Route(
+        "POST",
+        "/v1/drafts/{name}/discard",
+        "Discard a draft; the manager is told.",
+        api.DraftList,
+        lambda c: c.services.approvals.discard_draft(c.actor, c.agent, c.body(api.Act)),
+        OPERATOR,
+        api.Act,
+    ),
 )
 
 _HISTORY_ROUTES = (

@@ -48,6 +48,12 @@ async def insert(tx: Tx, name: AgentName, created_by: str, commit: Commit) -> Dr
     return Draft(name, created_by, commit, None, tx.now)
 
 
+async def discard(tx: Tx, name: AgentName) -> None:
+    """Forget a draft."""
+    await tx.run("DELETE FROM drafts WHERE name = ?", name)
+    await tx.emit("draft.discarded", name)
+
+
 async def proposed(tx: Tx, name: AgentName, proposal: int) -> None:
     """Remember which proposal a draft became."""
     await tx.run("UPDATE drafts SET proposal_id = ? WHERE name = ?", proposal, name)

@@ -193,6 +193,11 @@ async def open_spawn(db: Reader, agent: AgentName) -> ProposalRow | None:
     return _proposal(row) if row is not None else None
 
 
+async def any_of(db: Reader, agent: AgentName) -> bool:
+    """Whether there ever was a proposal for that name that is still shown."""
+    return await db.one("SELECT 1 FROM proposals WHERE agent = ? AND NOT purged LIMIT 1", agent) is not None
+
+
 async def maker_of_new(db: Reader, agent: AgentName, proposal: int) -> str | None:
     """Which operator asked for that new agent; None if it was no operator."""
     row = await db.one(

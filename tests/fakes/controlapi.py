@@ -181,6 +181,7 @@ class FakeControlApi:
             "/messages/{id}/redeliver": self._redeliver,
             "/proposals/{id}/{verb:approve|deny|cancel}": self._decide,
             "/questions/{id}/{verb:answer|cancel}": self._answer,
+            "/drafts/{name}/discard": self._discard_draft,
         }
         return [
             *(("GET", path, _read(read)) for path, read in reads.items()),
@@ -541,6 +542,12 @@ class FakeControlApi:
         self.world.loops = [loop for loop in self.world.loops if set(loop.agents) != pair]
         self.emit("loop.decided", request.match_info["name"])
         return api.LoopList(items=self.world.loops)
+
+    async def _discard_draft(self, request: web.Request) -> api.DraftList:
+        await _body(request, api.Act)
+        self.world.drafts = [one for one in self.world.drafts if one.name != request.match_info["name"]]
+        self.emit("draft.discarded", None)
+        return api.DraftList(items=self.world.drafts)
 
     async def _answer(self, request: web.Request) -> api.Question:
         number = int(request.match_info["id"])

@@ -474,6 +474,10 @@ class FakeApprovals:
         self._note("cancel", actor, proposal, request)
         return a_proposal(proposal, state=ProposalState.CANCELLED, note=request.note)
 
+    async def discard_draft(self, actor: Actor, name: str, request: api.Act) -> api.DraftList:
+        self._note("discard_draft", actor, name, request)
+        return await self.drafts()
+
     async def drafts(self) -> api.DraftList:
         return api.DraftList(
             items=[api.Draft(name="scribe", created_by="hm1nd", created_at=AT, proposal=None)]

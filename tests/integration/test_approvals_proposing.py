@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from harness import wire
+from reconciler.approvals import drafting
 from reconciler.approvals.proposing import HOURLY_MAX, OPEN_MAX
 from reconciler.control import models as api
 from reconciler.errors import AgentError, InvalidError, OperatorError
@@ -312,6 +313,68 @@ async def test_a_draft_in_two_steps_carries_its_state(world: World) -> None:
     await world.settled()
     assert other.proposal != made.proposal
     assert (await world.get(other.proposal)).digest != shown.digest
+
+
+async def test_the_operator_discards_a_draft_and_the_manager_is_told(world: World) -> None:
+    draft = await world.service.start_draft(BOSS, wire.SpawnDraft(name="scribe"))
+    path, commit = await world.bundle(SCRIBE, {"agent.nix": agent_nix(model='"sonnet"')})
+    with pytest.raises(OperatorError, match="only look"):
+        await world.service.discard_draft(VICTOR, "scribe", api.Act())
+    rehearsed = await world.service.discard_draft(ALICE, "scribe", api.Act(dry_run=True))
+    assert (rehearsed.items, len((await world.service.drafts()).items)) == ([], 1)
+    left = await world.service.discard_draft(ALICE, "scribe", api.Act(note="we have one"))
+    assert left.items == []
+    told = await world.store.state.one(
+        "SELECT data FROM outbox WHERE kind = 'notify' ORDER BY id DESC LIMIT 1"
+    )
+    assert told is not None
+    assert "discarded your draft scribe, and says: we have one" in told["data"]
+    assert await world.git.main(SCRIBE) is None, "nothing shows its repository any more"
+    with pytest.raises(OperatorError, match="there is no draft"):
+        await world.service.discard_draft(ALICE, "scribe", api.Act())
+    with pytest.raises(AgentError, match="the operator discarded it"):
+        await world.service.propose_draft(BOSS, "scribe", commit, "", path, world.tar(a="b"))
+    again = await world.service.start_draft(BOSS, wire.SpawnDraft(name="scribe"))
+    assert again.commit
+    assert draft.commit
+
+
+async def test_a_draft_that_waits_for_a_decision_is_decided_and_not_discarded(world: World) -> None:
+    await world.service.start_draft(BOSS, wire.SpawnDraft(name="scribe"))
+    path, commit = await world.bundle(SCRIBE, {"agent.nix": agent_nix(model='"sonnet"')})
+    made = await world.service.propose_draft(
+        BOSS, "scribe", commit, "keeps the log", path, world.tar(**{"notes.md": "remember"})
+    )
+    await world.settled()
+    [shown] = (await world.service.drafts()).items
+    assert (shown.proposal_state, shown.state_files) == (ProposalState.PENDING, 1)
+    assert shown.description == "keeps the log"
+    with pytest.raises(OperatorError, match=f"proposal {made.proposal} for scribe is pending"):
+        await world.service.discard_draft(ALICE, "scribe", api.Act())
+    await world.service.deny(ALICE, made.proposal, api.Decide(note="no"))
+    assert (await world.service.discard_draft(ALICE, "scribe", api.Act())).items == []
+    assert (await world.get(made.proposal)).commit == commit, "what was proposed stays to be seen"
+
+
+async def test_a_draft_whose_name_was_taken_meanwhile_says_so(world: World) -> None:
+    await world.service.start_draft(BOSS, wire.SpawnDraft(name="scribe"))
+    own = await world.service.new_agent(ALICE, api.NewAgent(name="scribe"))
+    await world.settled()
+    path, commit = await world.bundle(SCRIBE, {"agent.nix": agent_nix(model='"sonnet"')})
+    with pytest.raises(AgentError, match=f"proposal {own.id} for a new agent scribe"):
+        await world.service.propose_draft(BOSS, "scribe", commit, "", path, world.tar(a="b"))
+
+
+async def test_there_are_so_many_drafts_and_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafting, "DRAFTS_MAX", 2)
+    for name in ("one", "two"):
+        await world.service.start_draft(BOSS, wire.SpawnDraft(name=name))
+    with pytest.raises(AgentError, match="there are 2 drafts already") as refused:
+        await world.service.start_draft(BOSS, wire.SpawnDraft(name="three"))
+    assert "hive discard" in refused.value.hint
+    await world.service.start_draft(BOSS, wire.SpawnDraft(name="two"))
+    await world.service.discard_draft(ALICE, "one", api.Act())
+    await world.service.start_draft(BOSS, wire.SpawnDraft(name="three"))
 
 
 async def test_drafts_are_the_managers_and_need_a_start(world: World) -> None:

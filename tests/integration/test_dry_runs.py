@@ -22,10 +22,10 @@ from reconciler.control import models as api
 from reconciler.control.routes import ROUTES
 from reconciler.effects.git import GitRepositories
 from reconciler.effects.git.quarantine import Quarantine
-from reconciler.model.names import AgentName
+from reconciler.model.names import AgentName, Commit
 from reconciler.model.states import UserRole
 from reconciler.notify import Notifier
-from reconciler.store import messages, questions
+from reconciler.store import drafts, messages, questions
 from reconciler.store.db import Store
 from reconciler.store.messages import NewMessage
 from tests.fakes.clock import VirtualClock
@@ -106,6 +106,7 @@ class World:
             (f"/proposals/{ids['spawn']}/deny", {"note": "no"}),
             (f"/proposals/{ids['third']}/cancel", {"note": "never mind"}),
             (f"/proposals/{ids['second']}/approve", {"digest": self.digests["second"], "note": "yes"}),
+            ("/drafts/poet/discard", {"note": "no"}),
             ("/agents/smith/nap", {"seconds": 60, "note": "x"}),
             ("/messages", {"to": "*", "body": "hello", "key": "12345678"}),
             (f"/messages/{ids['message']}/read", {}),
@@ -183,6 +184,7 @@ async def _fill(world: World) -> None:
         await messages.add(tx, NewMessage("scout", "smith", "and you?", hops=99, due_at=None))
         world.ids["aside"] = await messages.add(tx, NewMessage("operator", "scout", "too much"))
         await messages.set_aside(tx, world.ids["aside"])
+        await drafts.insert(tx, AgentName("poet"), "smith", Commit("1" * 40))
         world.ids["message"] = await messages.add(tx, NewMessage("scout", "operator", "done"))
         for label in ("question", "doubt"):
             world.ids[label] = await questions.ask(

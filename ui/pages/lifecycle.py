@@ -77,6 +77,13 @@ async def rollback(request: web.Request) -> web.StreamResponse:
     raise web.HTTPSeeOther(f"/approvals/{made.id}")
 
 
+@routes.post(f"/drafts/{NAME}/discard")
+async def discard(request: web.Request) -> web.StreamResponse:
+    """Forget an agent that the manager drafts."""
+    await client_of(request).discard_draft(name(request), Act(note=_note(request)))
+    return said(request, "discarded", "/", text=f"The draft {name(request)} is discarded.")
+
+
 @routes.post(f"/kept/{NAME}/revive")
 async def revive(request: web.Request) -> web.StreamResponse:
     """Let a destroyed agent run again."""

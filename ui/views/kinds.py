@@ -29,6 +29,7 @@ KINDS = (
     "build.log",
     "question.asked",
     "question.closed",
+    "draft.discarded",
     "draft.started",
     "gateway.limited",
     "gateway.refused",

@@ -37,7 +37,7 @@ Times are RFC 3339 in UTC. Lists are `{"items": [...], "next": cursor or null}`.
 | GET /v1/questions?agent&state&q&before · GET /v1/questions/{id} | - | QuestionList · Question | viewer |
 | POST /v1/questions/{id}/answer · …/cancel | Answer · Write | Question | operator |
 | GET /v1/loops · POST /v1/loops/{name}/{peer} | - · DecideLoop | LoopList | viewer · operator |
-| GET /v1/drafts | - | DraftList | viewer |
+| GET /v1/drafts · POST /v1/drafts/{name}/discard | - · Act | DraftList | viewer · operator |
 | GET /v1/events?after&before&agent&kind&limit | - | EventList | viewer |
 | GET /v1/stream (SSE, Last-Event-ID) | - | text/event-stream of Event | viewer |
 | GET /v1/audit?before&limit | - | AuditList | viewer |

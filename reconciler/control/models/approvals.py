@@ -160,12 +160,18 @@ class Decide(Write):
 
 
 class Draft(Model):
-    """A new agent being drafted by the manager."""
+    """A new agent being drafted by the manager: its first `commit`, and the `proposal` that was made of it
+    last (None: it is in the manager's tree only), with its state, description (hostile text) and how many
+    files of state go with it."""
 
     name: str
     created_by: str
     created_at: str
     proposal: int | None
+    commit: str = ""
+    proposal_state: ProposalState | None = None
+    description: str = ""
+    state_files: int = 0
 
 
 class DraftList(Model):
