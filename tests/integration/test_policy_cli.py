@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ async def one_turn(
 
 def _chosen() -> list[Case]:
     """All in the full profile, else every eighth; without what the CLI does not even ask about."""
-    table = [case for case in cases() if case.command.strip() and "\x00" not in case.command]
+    table = [case for case in cases() if case.command.strip() and not re.search(r"[\x00\r]", case.command)]
     return table if FULL else table[::8]
 
 
@@ -75,6 +76,7 @@ async def test_the_genuine_cli_runs_what_the_table_allows_and_nothing_else(tmp_p
         plays(f"group-{number}-of-the-table", *bash([case.command for case in group]))
         for number, (_, group) in enumerate(groups)
     ]
+    wrong = []
     async with session(tmp_path, *plans) as talk:
         for name in ("state/src", "state/sub", "config/sub"):
             (tmp_path / name).mkdir(parents=True)
@@ -84,9 +86,10 @@ async def test_the_genuine_cli_runs_what_the_table_allows_and_nothing_else(tmp_p
             found = await outcomes(talk, f"group-{number}-of-the-table")
             assert len(found) == len(group)
             for case, (ran, result) in zip(group, found, strict=True):
-                assert ran is case.allowed, (case.command, result)
-                assert case.why in result, (case.command, result)
-                assert not ran or not any(words in result for words in _OWN_REFUSALS), (case.command, result)
+                own = ran and any(words in result for words in _OWN_REFUSALS)
+                if ran is not case.allowed or case.why not in result or own:
+                    wrong.append((case, result))
+    assert wrong == []
 
 
 async def test_the_clis_own_read_only_commands_do_not_run_unless_matched(tmp_path: Path) -> None:
@@ -104,11 +107,12 @@ async def test_the_clis_own_read_only_commands_do_not_run_unless_matched(tmp_pat
         ),
         *("grep x notes.txt", "git log", "LANG=C git status", "timeout 5 git status", "command git status"),
     ]
-    async with one_turn(tmp_path, bash(commands), {"allow": ["git status"]}) as (_, found):
-        assert [ran for ran, _ in found] == [False] * len(commands)
-    (tmp_path / "again").mkdir()
-    async with one_turn(tmp_path / "again", bash(commands[:5]), {"allow": ["ls", "pwd"]}) as (_, found):
-        assert [ran for ran, _ in found] == [True, True, False, False, False]
+    plans = [plays("none", *bash(commands)), plays("some", *bash(commands[:5]))]
+    async with session(tmp_path, *plans) as talk:
+        await talk.do(rules={"allow": ["git status"]})
+        assert [ran for ran, _ in await outcomes(talk, "none")] == [False] * len(commands)
+        await talk.do(rules={"allow": ["ls", "pwd"]})
+        assert [ran for ran, _ in await outcomes(talk, "some")] == [True, True, False, False, False]
 
 
 async def test_a_policy_that_does_not_decide_lets_nothing_run(tmp_path: Path) -> None:

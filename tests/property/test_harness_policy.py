@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from harness.policy.commands import Unreadable, read, simple_commands
 from harness.policy.engine import FLOW, Policy, Rules
 from harness.policy.patterns import Pattern
 from harness.policy.words import known
+
+FULL = os.environ.get("HYPOTHESIS_PROFILE") == "full"
 
 # pieces from which both well-formed and broken shell texts come out
 _PIECES = st.sampled_from(
@@ -162,6 +165,7 @@ def _policy(allow: tuple[str, ...]) -> Policy:
     return Policy(Rules(allow=allow, tools=("Read", "Write", "Glob", "Grep"), roots=("/state",)), _as_it_is)
 
 
+@settings(max_examples=100_000 if FULL else 1000)
 @given(
     tool=st.sampled_from(["Bash", "Read", "Write", "Glob", "Grep", "mcp__hyperhive__send", "Task"]) | _JSON,
     arguments=st.fixed_dictionaries(
