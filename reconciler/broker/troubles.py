@@ -39,6 +39,8 @@ PROBE_S = 60.0
 AGAIN_S = 600.0
 """A trouble that comes back so soon is the same, of which the operator knows."""
 STAGGER_S = 0.5
+ALONE_S = 60.0
+"""So much later one agent alone can prove that the account is refused: others would have been answered."""
 _MESSAGE_MAX = 300
 
 Kind = Literal["ok", "credential", "forbidden", "credit", "unavailable", "limit", "turn_budget"]
@@ -74,7 +76,7 @@ class Troubles:
         self._signs: deque[Sign] = deque(maxlen=SIGNS_MAX)
         self._news = Signal()
         self._known: dict[str, Trouble] = {}
-        self._suspect: tuple[str, int | None] | None = None
+        self._suspect: tuple[str, int | None, int] | None = None
         self._prober: dict[str, tuple[str, int]] = {}
         self._asked: dict[str, int] = {}
         self._not_before: dict[str, int] = {}
@@ -200,13 +202,20 @@ class Troubles:
     def _key(self, sign: Sign) -> str | None:
         """The trouble that a sign is of; None if it proves none."""
         if sign.kind == "forbidden":
-            # A single agent may have asked for something that its account may not have. Two may not both.
-            before, self._suspect = self._suspect, (sign.agent, sign.turn)
-            return "credential" if before is not None and before != self._suspect else None
+            return "credential" if self._is_proven(sign) else None
         if sign.kind == "limit":
             is_long = sign.until is not None and sign.until - self._now() >= micros(LONG_LIMIT_S)
             return f"limit {_family(sign.model)}" if is_long else None
         return sign.kind
+
+    def _is_proven(self, sign: Sign) -> bool:
+        """A single agent may have asked for something that its account may not have, in as many turns as it
+        likes. Two may not both, nor one for so long that somebody else would have been answered."""
+        now, before = self._now(), self._suspect
+        if before is not None and before[0] == sign.agent:
+            return before[1] != sign.turn and now - before[2] >= micros(ALONE_S)
+        self._suspect = (sign.agent, sign.turn, now)
+        return before is not None
 
     async def _write(self, tx: Tx, trouble: Trouble, now: int) -> None:
         if not trouble.told and _worth_telling(trouble, now):
@@ -268,7 +277,8 @@ class Troubles:
 
     async def _in_order(self, trouble: Trouble | None = None) -> list[str]:
         """Agents that could begin a turn if it were not for the trouble: with something of the operator's
-        first, then who has not tried for the longest time, then by the oldest message."""
+        first, then who has not tried for the longest time, then by the oldest message. Who was let in since
+        the trouble lets somebody try, and asked nothing, comes after all others, whosever message it has."""
         now, core = self._now(), self._core
         found = [
             row
@@ -281,7 +291,13 @@ class Troubles:
             and core.presence.turn_of(row["name"]) is None
             and (trouble is None or self._concerns(trouble, row["name"], row))
         ]
-        found.sort(key=lambda row: (not row["asked"], self._asked.get(row["name"], 0), row["first"]))
+        since = trouble.until_at if trouble is not None else self._now() + 1
+
+        def rank(row: Row) -> tuple[bool, bool, int, int]:
+            tried = self._asked.get(row["name"], 0)
+            return tried >= since, not row["asked"], tried, row["first"]
+
+        found.sort(key=rank)
         return [row["name"] for row in found]
 
     def _gating(self) -> list[Trouble]:

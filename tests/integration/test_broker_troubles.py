@@ -159,6 +159,22 @@ async def test_an_agent_that_is_let_in_and_does_nothing_does_not_hold_up_the_oth
     assert SMITH in await served(world)
 
 
+async def test_an_agent_that_keeps_the_operators_message_and_never_asks_does_not_hold_up_the_others(
+    world: World,
+) -> None:
+    await world.say("scout", "the operator's")
+    await world.event(SMITH, "two")
+    await heard(world, REFUSED)
+    world.clock.advance(61)
+    await let_in(world)
+    inbox = await world.poll(SCOUT)
+    assert inbox.lease is not None
+    await world.broker.return_lease(SCOUT, inbox.lease)
+    world.clock.advance(troubles.PROBE_S + 1)
+    await let_in(world, SMITH)
+    assert SMITH in await served(world)
+
+
 async def test_the_operator_can_let_one_try_at_once(world: World) -> None:
     await world.event(SCOUT, "task")
     await heard(world, REFUSED)
@@ -187,6 +203,17 @@ async def test_one_agent_that_is_forbidden_something_proves_nothing_two_do(world
     assert world.broker.troubles.open() == [], "somebody was answered in between"
     await heard(world, forbidden("smith", 3))
     assert [one.key for one in world.broker.troubles.open()] == ["credential"]
+
+
+async def test_one_agent_that_is_forbidden_something_in_many_turns_rests_nobody_else(world: World) -> None:
+    for turn in range(1, 6):
+        await heard(world, Sign("forbidden", "scout", "haiku", "not for your organization", turn=turn))
+    assert world.broker.troubles.open() == []
+    world.clock.advance(troubles.ALONE_S)
+    await heard(world, Sign("forbidden", "scout", "haiku", "not for your organization", turn=6))
+    assert [one.key for one in world.broker.troubles.open()] == ["credential"], (
+        "nobody was answered meanwhile"
+    )
 
 
 async def test_a_long_limit_rests_the_agents_of_that_model_until_its_end_and_then_one_after_the_other(
