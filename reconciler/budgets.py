@@ -130,7 +130,9 @@ class BudgetService:
         found = seen.of(scope)
         now = micros(self._clock.now())
         waits = row is not None and (row["budget_until_at"] or 0) > now
+        closure = self._counted.closures.get(scope)
         reached = found.left == 0 or waits or (seen.unknown and found.usd_micro is not None)
+        reached = reached or (scope == HIVE and self._closed_by_hive(seen))
         warned_at = seen.told.get((scope, "warned"))
         state: api.BudgetState = "ok" if found.ceiling is not None else "unlimited"
         if warned_at is not None or (found.share or 0) >= self._config.warn_at:
@@ -150,7 +152,16 @@ class BudgetService:
             state="reached" if reached else state,
             waits=waits,
             reason=row["budget_reason"] if waits and row is not None else "",
+            waits_for=closure.budget if waits and closure is not None else None,
             tokens_per_turn=seen.limits.get(scope, (None, None))[1],
+        )
+
+    def _closed_by_hive(self, seen: _Day) -> bool:
+        """Whether some agent gets no more today because of the hive's budget."""
+        ceiling = seen.of(HIVE).ceiling
+        return ceiling is not None and any(
+            one.budget == "hive" and one.day == seen.day and ceiling <= one.ceiling_usd_micro
+            for one in self._counted.closures.values()
         )
 
     # ------------------------------------------------------------------------------------------- raising

@@ -154,7 +154,8 @@ async def test_of_the_hives_budget_people_are_told_once_for_all_agents(money: Mo
     assert (await money.state(SMITH))[1].startswith("the hive's budget: $3.00 of $10.00")
     reached = [body for body in await money.told() if "waits until" in body and "budget --hive" in body]
     assert len(reached) == 1
-    assert (await money.service.of("*")).state == "ok"
+    assert (await money.service.of("*")).state == "reached"
+    assert (await money.service.of("scout")).waits_for == "hive"
 
 
 async def test_the_rest_after_a_turn_that_the_budget_ended_does_not_outlast_the_wait(money: Money) -> None:

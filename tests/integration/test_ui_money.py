@@ -59,6 +59,8 @@ async def test_an_agents_page_shows_its_budget_and_why_it_waits(browser: Browser
     assert "tokens a turn" in side
     assert "parked" in await text(browser, "/fragments/agents/hm1nd/head")
     assert "no limit of its own" in await text(browser, "/agents/scout")
+    world.budgets["hm1nd"] = world.budgets["hm1nd"].model_copy(update={"waits_for": "hive"})
+    assert '<a href="/#budget">the hive\'s budget</a>' in await text(browser, "/agents/hm1nd")
 
 
 @pytest.mark.parametrize(("path", "call", "back", "typed"), [

@@ -76,7 +76,8 @@ class Budget(Model):
 
     `limit_today_usd` is `usd_per_day` and what the operator added for this day; None: no limit. `share` of it
     is spent. `state`: `warned` from the share `warn_at` on, `reached` when nothing is left or an agent waits
-    for the day's end (`waits`, with the `reason`; it may be the hive's budget that it waits for).
+    for the day's end (`waits`, with the `reason`; `waits_for` says whether for its own budget or the hive's,
+    None where that is not known).
     """
 
     scope: str
@@ -93,6 +94,7 @@ class Budget(Model):
     state: BudgetState
     waits: bool
     reason: str
+    waits_for: Literal["agent", "hive"] | None = None
     tokens_per_turn: int | None
 
 
