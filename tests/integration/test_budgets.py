@@ -3,6 +3,8 @@ what a gateway counted and closed given by hand."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +19,14 @@ from reconciler.config import Budget, Config
 from reconciler.control import models as api
 from reconciler.errors import OperatorError
 from reconciler.gateway.messages import ClosureRow
+from reconciler.gatewaysync import GatewaySync
 from reconciler.model.days import local_day, next_midnight
 from reconciler.model.instants import parse_stamp
 from reconciler.model.money import MICRO
 from reconciler.model.states import AgentState
+from tests.fakes.clock import VirtualClock
+from tests.integration.gateway_kit import body, lab_folder
+from tests.integration.gateway_kit import until as reached
 from tests.support.brokers import ALICE, SCOUT, SMITH, VIEWER, World
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.integration]
@@ -300,3 +306,42 @@ async def test_all_budgets_are_listed_the_hives_first(money: Money) -> None:
     assert [(item.scope, item.limit_today_usd, item.tokens_per_turn) for item in items] == [
         ("*", 10.0, None), ("scout", 2.0, 5000), ("smith", None, None),
     ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- with a real gateway
+async def test_with_a_real_gateway_an_agent_is_parked_raised_and_served_again(tmp_path: Path) -> None:
+    """A turn is announced, spends its day, is refused; the raise reaches the gateway; a restart changes
+    nothing."""
+    world = World(tmp_path, "OFF")
+    world.clock = VirtualClock(time.time())
+    await world._start()
+    await world.agent("scout", spec={"model": "haiku", "budget": {"usdPerDay": 0.0015}})
+    await world.set("scout", uid_base=os.geteuid())
+    await world.hello(SCOUT)
+    await world.runs(SCOUT)
+    answer = {"text": "hi", "usage": {"input_tokens": 10, "output_tokens": 2000}}
+    with lab_folder() as lab:
+        async with lab.scripted(answer), lab.gateway(), lab.client() as client:
+            sync = GatewaySync(world.store, client, world.clock, Budget())
+            service = BudgetService(
+                store=world.store, config=Config(), clock=world.clock, counted=client,
+                nudge=world.broker.nudge, sync=sync.poke,
+            )  # fmt: skip
+            world.broker._turns._on_turn = sync.turn_begun
+            await client.configure(await sync._policies({}))
+            await world.say("scout")
+            turn, _ = await world.turn(SCOUT)
+            payload = body(max_tokens=2000)
+            assert [(await lab.ask(payload)).status for _ in range(2)] == [200, 403]
+            assert lab.usage[0].turn == turn
+            await reached(lambda: "scout" in client.closures)
+            await world.end(SCOUT, turn, "budget", error="refused by budget")
+            await service.look()
+            assert (await world.presence.now(SCOUT)).state is AgentState.PARKED
+            await service.raise_today(ALICE, "scout", api.RaiseBudget(usd=0.001))
+            assert (await world.presence.now(SCOUT)).state is AgentState.IDLE
+            again, inbox = await world.turn(SCOUT)  # which tells the gateway of what was added, too
+            assert inbox.messages[0].redelivered
+            assert [(await lab.ask(payload)).status for _ in range(2)] == [200, 403]
+            assert lab.usage[1].turn == again
+    await world.close()
