@@ -154,6 +154,9 @@ def cli_environment(agent: str, config: Config) -> dict[str, str]:
         # the harness compacts at its own watermark
         "DISABLE_AUTO_COMPACT": "1",
         "CLAUDE_CODE_MAX_RETRIES": str(config.api_retries),
+        # a further MCP server that does not answer holds a turn up for so long, and its answers are cut
+        "MCP_TIMEOUT": "10000",
+        "MAX_MCP_OUTPUT_TOKENS": "25000",
         # recv may wait 180 s
         "MCP_TOOL_TIMEOUT": "240000",
     }

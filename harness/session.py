@@ -36,6 +36,7 @@ from harness.buffer import Emit
 from harness.compaction import Decider
 from harness.events import Listener
 from harness.outcomes import Facts
+from harness.servers import Servers
 from harness.spec import McpServer
 from harness.tools import Tool
 from harness.watchdog import Patience, stall
@@ -146,6 +147,7 @@ class Session:
         self._reader: asyncio.Task[None] | None = None
         self._client_model = ""
         self._turn: _Turn | None = None
+        self._servers = Servers()
         self._stderr: list[str] = []
         self._set_aside = set_aside
         self._lost = False
@@ -190,8 +192,10 @@ class Session:
                 emit("note", {"text": "the conversation could not be resumed: it begins anew"})
                 prompt = prompt if command else LOST + prompt
             if not turn.cancelled:
+                await self._tell_servers(client, turn, begins=True)
                 await self._send(client, prompt, prompt_id, command)
                 await self._watch(turn)
+                await self._tell_servers(client, turn, begins=False)
             if turn.listener.used_tokens and turn.listener.window_tokens:
                 self.context = (turn.listener.used_tokens, turn.listener.window_tokens)
             return turn.facts()
@@ -199,6 +203,17 @@ class Session:
             self._turn = None
             if turn.gone or turn.must_be_swept:
                 await self.close()
+
+    async def _tell_servers(self, client: ClaudeSDKClient, turn: _Turn, *, begins: bool) -> None:
+        """The states of further MCP servers into the transcript, where they have changed."""
+        names = sorted(self.settings.servers)
+        if not names or turn.gone or turn.cancelled:
+            return
+        if begins:
+            await self._servers.revive(client, names)
+        found = await self._servers.news(client, names)
+        if found is not None:
+            turn.listener.emit("mcp", {"servers": found})
 
     async def interrupt(self) -> None:
         """Cancels the turn that is going on, if there is one; `run` then returns soon."""
@@ -255,6 +270,7 @@ class Session:
             self._lost = aside or (self.settings.resume and not resume)
             self.settings = replace(self.settings, resume=True)
             self._client = client
+            self._servers.forget()
             self._client_model = self.settings.model
             self._reader = asyncio.create_task(self._read(client), name="session-reader")
             return client

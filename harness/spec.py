@@ -62,7 +62,10 @@ class AgentSpec(_Part):
             work_tree=tuple(str(root) for root in tree),
             values={"HOME": str(config.home), "TMPDIR": "/tmp"},  # noqa: S108 - the container's own tmpfs
             mcp_tools=frozenset(
-                f"mcp__{key}__{tool}" for key, one in self.mcpServers.items() for tool in one.allow
+                f"mcp__{key}__{tool}"
+                for key, one in self.mcpServers.items()
+                if "__" not in f"{key}_"  # else it could be the name of another server's tool
+                for tool in one.allow
             ),
         )
 

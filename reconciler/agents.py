@@ -7,11 +7,12 @@ import json
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, assert_never
+from typing import Any, Literal, Protocol, assert_never
 
 from reconciler import __version__, causes
 from reconciler.approvals import views
 from reconciler.broker import outcomes
+from reconciler.broker.outcomes import RULES
 from reconciler.config import Config
 from reconciler.control import models as api
 from reconciler.effects.protocols import Containers, ContainerStatus
@@ -42,6 +43,7 @@ class Now:
     context_used: int | None
     context_window: int | None
     active_model: str | None
+    servers: Sequence[Mapping[str, Any]] = ()
     resident: bool = False
     nap_until: float | None = None
 
@@ -207,6 +209,8 @@ class AgentService:
             tokens_today=tokens,
             turn=row["turn_id"],
             last_turn_at=stamp_or_none(row["last_turn_at"]),
+            last_outcome=_outcome(name, row),
+            mcp_servers=[api.McpServer.model_validate(dict(one)) for one in now.servers],
             held=bool(row["held"]),
             container=api.Container(
                 driver=self._containers.driver,
@@ -488,6 +492,20 @@ def _queued(row: Row, now: Now) -> list[Literal["compact", "new-session", "nap"]
     if row["compact_wanted"] and row["turn_purpose"] != "compaction":
         found.append("compact")
     return found
+
+
+def _outcome(name: AgentName, row: Row) -> api.LastOutcome | None:
+    """How its last turn ended, and what helps where it did not end well."""
+    if row["ended_id"] is None:
+        return None
+    rule = RULES.get(row["ended_outcome"])
+    return api.LastOutcome(
+        turn=row["ended_id"],
+        outcome=row["ended_outcome"] or "",
+        error=visible(row["ended_error"])[:1000],
+        ended_at=stamp(row["ended_at"]),
+        hint="" if rule is None else rule.hint.replace("NAME", name),
+    )
 
 
 def _plan(name: str, planned: Plan) -> api.Plan:

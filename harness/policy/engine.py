@@ -98,7 +98,7 @@ class Policy:
             return Decision(False, "refused: the call has no readable name or arguments")
         if tool == "Bash":
             return await self.decide_command(arguments.get("command"), cwd)
-        if tool.startswith(OWN_PREFIX):
+        if tool.startswith(OWN_PREFIX) and "__" not in tool.removeprefix(OWN_PREFIX):
             return Decision(True, "a tool of the hive")
         if tool in self._rules.mcp_tools:
             return Decision(True, "an MCP tool that the spec allows")

@@ -162,6 +162,7 @@ EventKind = Literal[
     "result",
     "context",
     "notes",
+    "mcp",
 ]
 
 
@@ -172,8 +173,9 @@ class TurnEvent(Wire):
     {id, text, is_error, duration_ms?}; policy_refusal {tool, command?, reason}; note {text}; stderr {text};
     model {model}; compaction {before_tokens} when it begins, with {after_tokens} or {error} when it is over;
     result {is_error, subtype, terminal_reason?, api_error_status?, duration_ms, num_turns, text?};
-    context {used_tokens, window_tokens}; notes {before_bytes, after_bytes?, error?}: a rewriting that was
-    done, or was not. Texts are cut at `EVENT_TEXT_MAX` characters.
+    context {used_tokens, window_tokens}; mcp {servers: [{name, status, error?, tools}]}; notes {before_bytes,
+    after_bytes?, error?}: a rewriting that was done, or was not. Texts are cut at `EVENT_TEXT_MAX`
+    characters.
     """
 
     seq: Annotated[int, Field(ge=1)]

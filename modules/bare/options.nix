@@ -145,9 +145,9 @@ in
   };
   mcpServers = {
     type = attrsOf {
-      names = "[a-z][a-z0-9_-]{0,30}";
+      names = "[a-z](_?[a-z0-9-]){0,30}";
       reserved = [ "hyperhive" ];
-      allowed = "servers by name (a-z, 0-9, _ and -; not \"hyperhive\", which is the hive's own)";
+      allowed = "servers by name (a-z, 0-9, - and single _; not \"hyperhive\", which is the hive's own)";
       of = record {
         command = {
           type = string {
@@ -167,7 +167,12 @@ in
           default = { };
         };
         allow = {
-          type = listOf { of = text; };
+          type = listOf {
+            of = string {
+              pattern = "[A-Za-z0-9_-]{1,64}";
+              allowed = "the name of a tool";
+            };
+          };
           default = [ ];
         };
       };

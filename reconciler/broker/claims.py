@@ -16,6 +16,7 @@ from reconciler.store.events import SEQ_END, Line
 INPUT_MAX_BYTES = 256 * 1024
 WORD_MAX = 200
 NUMBER_MAX = 2**53
+SERVERS_MAX = 50
 LINES_PER_TURN = 20_000
 BURST_BYTES = 64 * 1024 * 1024
 BYTES_PER_S = 32 * 1024
@@ -64,6 +65,20 @@ def _tree(value: Any, _: str) -> Any:
     return {"cut": f"{size} bytes, the limit is {INPUT_MAX_BYTES}"}
 
 
+def _servers(value: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise _OddError(f"{where} is not a list of servers")
+    return [
+        {
+            "name": _text(WORD_MAX)(one.get("name"), "name"),
+            "status": _text(WORD_MAX)(one.get("status"), "status"),
+            "tools": _tokens(one.get("tools"), "tools"),
+            "error": _text(500)(one.get("error", ""), "error"),
+        }
+        for one in value[:SERVERS_MAX]
+    ]
+
+
 _word, _long = _text(WORD_MAX), _text(wire.EVENT_TEXT_MAX)
 
 # Kind → field → (how to clean it, whether it must be there); the table of harness.wire.TurnEvent.
@@ -97,6 +112,7 @@ FIELDS: Mapping[str, Mapping[str, tuple[Clean, bool]]] = {
         "text": (_long, False),
     },
     "context": {"used_tokens": (_tokens, True), "window_tokens": (_tokens, True)},
+    "mcp": {"servers": (_servers, True)},
     "notes": {"before_bytes": (_tokens, True), "after_bytes": (_tokens, False), "error": (_long, False)},
 }
 

@@ -7,8 +7,8 @@ the container), tells `agent.state` when the answer changes, and remembers since
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from reconciler.agents import Now
@@ -106,6 +106,7 @@ class _Memory:
     purpose: str = "messages"
     compacting: str = ""
     context: tuple[int, int] | None = None
+    servers: list[Mapping[str, Any]] = field(default_factory=list)
     context_read: bool = False
     phase: Phase = "unknown"
     rest: str = ""
@@ -202,6 +203,13 @@ class Presence:
             memory.compacting = doing
             self.touch(agent)
 
+    def servers(self, agent: AgentName, told: Sequence[Mapping[str, Any]]) -> None:
+        """Further MCP servers, as told by the container; a change is published."""
+        memory = self._of(agent)
+        if memory.servers != list(told):
+            memory.servers = list(told)
+            self.touch(agent)
+
     def context(self, agent: AgentName, used: int, window: int) -> None:
         """Tokens in use and the window, as told by the container."""
         memory = self._of(agent)
@@ -287,6 +295,7 @@ class Presence:
             context_used=used,
             context_window=window,
             active_model=self._of(name).model,
+            servers=tuple(self._of(name).servers),
             resident=self.residency is not None and self.residency.is_resident(name),
             nap_until=agents.napping_until(row, micros(self._clock.now())) / MICRO or None,
         )

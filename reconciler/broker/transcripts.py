@@ -70,6 +70,8 @@ class Transcripts:
                     now = await agents.get(self._core.store.state, agent)
                     if now is not None and now["session_id"] == session:  # not of a conversation left behind
                         presence.context(agent, line.data["used_tokens"], line.data["window_tokens"])
+                case "mcp":
+                    presence.servers(agent, line.data["servers"])
                 case "compaction":
                     over = not {"after_tokens", "error"}.isdisjoint(line.data)
                     presence.compacting(agent, on=not over)

@@ -120,11 +120,25 @@ def _agent_fields(agent: Json, console: Console) -> None:
         ("session", "in memory" if agent["resident"] else None),
         ("today", f"{usd(agent['cost_today_usd'])}, {thousands(agent['tokens_today'])} tokens"),
         ("last turn", ago(agent["last_turn_at"])),
+        ("outcome", _outcome(agent["last_outcome"])),
+        ("mcp servers", ", ".join(_server(one) for one in agent["mcp_servers"])),
         ("uids", f"{agent['uid_base']} to {agent['uid_base'] + 65535}"),
         ("container", f"{container['unit']} ({container['driver']})" if lives else None),
         ("leader", container["leader_pid"]),
         ("limits", (", ".join(container["limits_enforced"]) or "not enforced") if lives else None),
     ])  # fmt: skip
+
+
+def _outcome(last: Json | None) -> str | None:
+    """How the last turn ended, and what helps."""
+    if last is None:
+        return None
+    said = f": {last['error']}" if last["error"] else ""
+    return f"{last['outcome']}{said}" + (f" ({last['hint']})" if last["hint"] else "")
+
+
+def _server(one: Json) -> str:
+    return f"{one['name']} {one['status']}" + (f" ({one['error']})" if one["error"] else "")
 
 
 def plan(options: Namespace, console: Console) -> int:

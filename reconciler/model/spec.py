@@ -95,7 +95,7 @@ class McpServer(_Part):
     command: Annotated[str, Field(min_length=1, max_length=4096)]
     args: list[str] = []
     env: dict[str, str] = {}
-    allow: list[str] = []
+    allow: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]] = []
 
 
 class Limits(_Part):
@@ -149,7 +149,8 @@ class Spec(_Part):
     network: Network = Network()
     send: SendPolicy = SendPolicy()
     budget: Budget = Budget()
-    mcpServers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,30}$")], McpServer] = Field(
+    # no `__`, and no `_` at the end: `mcp__KEY__TOOL` must mean one tool of one server
+    mcpServers: dict[Annotated[str, Field(pattern=r"^[a-z](_?[a-z0-9-]){0,30}$")], McpServer] = Field(
         default={},
         description="Extra MCP servers inside the container: { command, args, env, allow } by name.",
     )

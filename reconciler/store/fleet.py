@@ -14,7 +14,8 @@ _MORE = """, g.commit_id, g.spec,
        (SELECT COUNT(*) FROM messages m
         WHERE m.recipient = a.name AND m.state IN ('queued', 'leased')) AS inbox_depth,
        o.id AS turn_id, o.session_id AS turn_session, o.purpose AS turn_purpose,
-       last.begun_at AS last_turn_at, last.model AS last_model,
+       e.id AS ended_id, e.outcome AS ended_outcome, e.error AS ended_error,
+       e.ended_at AS ended_at, last.begun_at AS last_turn_at, last.model AS last_model,
        last.other_model AS last_other_model
 FROM agents a LEFT JOIN generations g ON g.agent = a.name AND g.number = a.generation
      LEFT JOIN turns o ON o.id = (SELECT id FROM turns t

@@ -66,7 +66,7 @@ async def send(arguments: Mapping[str, Any]) -> str:
 
 async def main() -> None:
     config = Config.from_environment({"HIVE_STALL_S": "60", "HIVE_API_RETRIES": "0", **os.environ})
-    environment = cli_environment("scout", config)
+    environment = cli_environment("scout", config) | json.loads(os.environ.get("CLI_ENVIRONMENT", "{}"))
     environment["SERVERS"] = os.environ.get("SERVERS", "{}")
     model = os.environ.get("MODEL", "claude-sonnet-5")
     os.environ.clear()

@@ -35,6 +35,26 @@ class Context(Model):
     window: int | None
 
 
+class LastOutcome(Model):
+    """How the last turn ended: the outcome's name (docs/outcomes.md), what was said of it (by the container),
+    and what the operator can do where it did not end well."""
+
+    turn: int
+    outcome: str
+    error: str
+    ended_at: str
+    hint: str
+
+
+class McpServer(Model):
+    """A further MCP server of the agent, as told by the container: connected, pending, failed …"""
+
+    name: str
+    status: str
+    tools: int
+    error: str = ""
+
+
 class Container(Model):
     """The agent's container; `limits_enforced` names the limits that the host really holds."""
 
@@ -67,6 +87,8 @@ class Agent(Model):
     tokens_today: int
     turn: int | None
     last_turn_at: str | None
+    last_outcome: LastOutcome | None = None
+    mcp_servers: list[McpServer] = Field(default_factory=list)
     held: bool
     container: Container
     trouble: str = ""
