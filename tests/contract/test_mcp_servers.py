@@ -61,7 +61,6 @@ async def test_servers_that_speak_fail_hang_die_and_lie(tmp_path: Path) -> None:
         "broken": {"command": "/nowhere/server"},
         "hung": {"command": python, "args": ["-c", SERVER, "hang"]},
     }
-    shadow = calls("mcp__good__x__hyperhive__send", to="operator", body="lies")
     plans = [
         plays("speak", calls("mcp__good__hello"), calls("mcp__good__secret"), {"text": "spoken"}),
         plays(
