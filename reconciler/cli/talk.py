@@ -14,6 +14,8 @@ from reconciler.cli.follow import PAUSE_S, once, persistent
 
 STDIN_MAX = 16 << 20  # more than hived takes: it says what its limit is
 _SHARED = {"*", "manager"}
+# What people read, as on the pages; --json has the API's words.
+_STATES = {"queued": "waiting", "leased": "in turn", "acked": "taken", "set_aside": "set aside"}
 
 
 def text_of(options: Namespace) -> str:
@@ -77,6 +79,13 @@ def _id(message: Json) -> int:
     return number
 
 
+def _state(message: Json) -> str:
+    state = str(message["state"])
+    if message["to"] == "operator":
+        return "read" if state in {"read", "acked"} else "unread"
+    return _STATES.get(state, state)
+
+
 def messages(options: Namespace, console: Console) -> int:
     """`hive messages`"""
     hive = Hive()
@@ -103,7 +112,7 @@ def messages(options: Namespace, console: Console) -> int:
             cell(one["from"]),
             cell(one["to"]),
             cell(ago(one["sent_at"])),
-            cell(f"{one['state']}{' again' if one['redelivered'] else ''}"),
+            cell(f"{_state(one)}{', again' if one['redelivered'] else ''}"),
             cell(one["in_reply_to"]),
             cell(one["body"]),
         ]
@@ -124,5 +133,6 @@ def became(what: str, found: Json, options: Namespace, console: Console) -> int:
     if options.json:
         console.document(found)
     else:
-        console.say(f"{what} {found['id']} {'would be' if options.dry_run else 'is'} {found['state']}")
+        state = _state(found) if what == "message" else found["state"]
+        console.say(f"{what} {found['id']} {'would be' if options.dry_run else 'is'} {state}")
     return Exit.DONE

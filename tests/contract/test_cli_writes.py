@@ -70,7 +70,7 @@ async def test_purge_needs_the_name_again(services: FakeServices) -> None:
         ("cancel-proposal 1", "would be cancelled"),
         ("send scout hello", "would send it to scout"),
         ("messages --mark-read 1", "would be"),
-        ("redeliver 1", "would be queued"),
+        ("redeliver 1", "would be waiting"),
         ("answer 1 blue", "would be answered"),
         ("cancel-question 1", "would be cancelled"),
         ("model scout opus", "would set scout"),
@@ -124,6 +124,7 @@ async def test_messages_come_from_arguments_or_standard_input(services: FakeServ
     await hive("send", "--reply-to", "1", "scout", stdin=b"no dash needed\n\n")
     assert [m.body for m in services.broker.stored] == ["two words", "from a pipe: ä", "no dash needed\n"]
     assert services.broker.stored[2].in_reply_to == 1
+    assert "waiting" in (await hive("messages")).out, "as the pages say it"
     ran = await hive("send", "scout", stdin=b"\n")
     assert (ran.status, "standard input is empty" in ran.err) == (2, True), "and says what to give"
 
