@@ -17,6 +17,7 @@ bun deno erl expect ghci gjs groovy guile irb ipython java jshell julia lua luaj
   perl php psysh pypy pypy3 python python3 r rscript ruby scala swipl tclsh wish | | an interpreter: runs
   any code
 awk gawk mawk nawk original-awk | | system(), pipes and print > "file" run programs and write anywhere
+rename prename file-rename | | the one of Perl runs any code
 dc m4 | | has a command that runs shell text
 eval source . | | runs text as shell commands
 alias bind complete compgen enable hash set shopt trap fc history jobs | | changes what the shell runs, or
@@ -52,7 +53,8 @@ systemctl service initctl init telinit shutdown reboot halt poweroff | | starts 
 apt apt-get aptitude dpkg dpkg-deb rpm yum dnf zypper pacman apk snap flatpak brew | | installs packages and
   runs their scripts
 make gmake bmake ninja samu cmake ctest meson bazel bazelisk buck gradle gradlew mvn ant sbt scons waf just
-  task rake invoke nox tox pytest py.test pre-commit lein mage earthly | | runs what a file of the work tree
+  task rake invoke nox tox pytest py.test pre-commit lein mage earthly eslint prettier stylelint jest vitest
+  mocha webpack vite rollup babel mypy pylint sphinx-build | | runs what a file of the work tree
   says
 cabal stack mix rebar3 dune opam dotnet swift zig composer bundle gem bundler uv uvx poetry pdm pipx pipenv
   hatch conda mamba yarn pnpm npx pnpx bunx corepack nvm asdf mise direnv | | installs or runs packages and
@@ -108,11 +110,17 @@ tar bsdtar gtar | --to-command | runs a program for each member
 tar bsdtar gtar | --checkpoint-action | runs a command every so often
 tar bsdtar gtar | -F --info-script --new-volume-script | runs a script at the end of each volume
 tar bsdtar gtar | --rsh-command --rmt-command | runs a program for a remote archive
+tar bsdtar gtar | --transform --xform --one-top-level | unpacks to other names than those of the archive,
+  into .git as well
+bsdtar | -s | unpacks to other names than those of the archive
+cpio | -i --extract | unpacks to wherever the archive says
 tar bsdtar gtar | -P --absolute-names --absolute-paths -T --files-from | writes or reads outside of the
   folder
 cpio | --rsh-command --absolute-filenames | runs a program, or writes outside of the folder
 rsync | -e --rsh --rsync-path --daemon --config | runs a program as the transport
 zip | -T -TT --unzip-command --test | runs a program to test the archive
+zip | -l --logfile-path | -lf writes a log anywhere
+install | --strip-program | runs a program
 unzip | -: -^ | lets members leave the folder
 # text tools
 sort | --compress-program | runs a program for temporary files
@@ -139,18 +147,25 @@ tcpdump | -z | runs a program for each file
 nc ncat netcat | -e -c --exec --sh-exec --lua-exec | runs a program for a connection
 gcc g++ cc c++ clang clang++ tcc | -B -specs --specs -wrapper -fplugin -Xclang -load --sysroot @* | runs a
   program as a part of the compiler, or loads code
+gcc g++ cc c++ clang clang++ tcc | -Wl, -Wa, -Wp, -Xlinker -Xassembler -Xpreprocessor | passes options to a
+  part of the compiler, which load code or write files
 ld gold lld as | -plugin --plugin -T @* | loads code
 # network
 curl | -K --config | options from a file: writes anywhere
+curl | %output{* | --write-out writes files
+curl | --engine | loads code
 curl | -w --write-out | %output{FILE} writes anywhere
 wget | --use-askpass --config -e --execute | runs a program, or takes options from elsewhere
 aria2c | --on-download-start --on-download-complete --on-download-error --conf-path -i | runs a program
 # builds
 make gmake | -f --file --makefile -C --directory -I --include-dir -E --eval *=* | another makefile, folder
   or variable (SHELL=, CC=) changes what is run
-npm | --script-shell --node-options --userconfig --globalconfig | changes what is run
+npm | --script-shell --node-options --userconfig --globalconfig --viewer --browser --editor --git --shell |
+  changes what is run
+npm audit | fix | installs packages and runs their scripts
 pip pip3 | --python | runs another interpreter
 cargo | --config -Z --manifest-path -C --target-dir | takes settings, and so programs, from elsewhere
+go list | -export -compiled -mod | builds, or fetches modules
 go | -exec -toolexec -vettool -C -modfile -overlay -w -u -export -compiled | runs a program as a part of the
   build, or changes
   settings
@@ -178,8 +193,9 @@ npm | audit fund help ls list ll outdated ping prefix root search version view w
   install, ci, test, publish and their like run scripts of packages
 pip pip3 | check freeze hash help inspect list show index | install, wheel and download run the builds of
   packages
-cargo | help locate-project metadata pkgid read-manifest search tree verify-project version | build, run,
-  test, check and bench run build scripts; install and NAME run programs
+cargo | help locate-project pkgid read-manifest search verify-project version | build, run, test, check and
+  bench run build scripts; install and NAME run programs; metadata and tree run the rustc that
+  .cargo/config.toml names
 go | doc env fmt help list version | run, generate, test, build with cgo, get, install, tool and vet run
   programs
 nix | build derivation eval flake hash help log path-info print-dev-env search show-config store why-depends

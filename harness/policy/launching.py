@@ -177,6 +177,8 @@ def _has_shape(shape: str, word: Word) -> bool:
             )
         case "@*":
             return word.may_begin("@")
+        case "%output{*":
+            return "%output{" in word.text
         case _:  # *=*
             return re.match(r"[A-Za-z_][\w.]*[:+?!]*=", word.text) is not None or (
                 not word.is_known and re.fullmatch(r"\w*", word.text) is not None
@@ -186,6 +188,12 @@ def _has_shape(shape: str, word: Word) -> bool:
 def _is_option(program: str, word: str, option: str) -> bool:
     """Whether a word is the option: itself, with a value, abbreviated, or in a cluster of short ones."""
     if word == option or word.startswith(option + "="):
+        return True
+    if program in _ONE_DASH and word.startswith("--") and len(option) > 2:
+        word = word[1:]  # gcc, go and openssl take long options with either
+        if word == option or word.startswith(option + "="):
+            return True
+    if option.endswith(",") and word.startswith(option):
         return True
     if option.startswith("--"):
         stem = word.split("=", 1)[0]

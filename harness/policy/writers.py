@@ -52,25 +52,34 @@ rsync rclone | last | --log-file --backup-dir --partial-dir --temp-dir -T | | wr
 sed gsed | sed | | | edits files in place with -i
 yq | all | | | edits files in place with -i
 curl | none | -o --output --output-dir -D --dump-header -c --cookie-jar --trace --trace-ascii --stderr
-  --etag-save --hsts --alt-svc --libcurl | | writes what it fetched
+  --etag-save --hsts --alt-svc --libcurl --ssl-sessions | | writes what it fetched
 wget | none | -O --output-document -o --output-file -a --append-output -P --directory-prefix --save-cookies
   --hsts-file --warc-file --rejected-log | | writes what it fetched
-gcc g++ cc c++ clang clang++ tcc ld gold as ranlib strip objcopy | none | -o | | writes its output file
-xmllint xsltproc pandoc iconv tree protoc | none | -o --output | | writes its output file
+gcc g++ cc c++ clang clang++ tcc | none | -o -MF -MJ -dumpdir -dumpbase -aux-info --output | | writes its
+  output file, dependencies and dumps
+ld gold as strip objcopy | none | -o | | writes its output file
+cpio | all | -O -F --file -E | -D --directory | writes archives and what is in them
+pip pip3 | none | --log | | writes a log
+xmllint xsltproc pandoc iconv tree protoc msgfmt msgmerge xgettext bison flex indent | none |
+  -o --output | | writes its output file
 ctags | none | -o -f | | writes its output file
 tcpdump | none | -w | | writes its output file
 gpg gpg2 | none | -o --output | | writes its output file
-openssl | none | -out -keyout -CAserial | | writes its output file
+openssl | none | -out -keyout -CAserial -writerand | | writes its output file
 ssh-keygen | none | -f | | writes keys
 nix | none | --out-link -o | | links what was built
 cargo | none | --out-dir | | writes what was built
 """.strip()
+_COMPILERS = frozenset({"gcc", "g++", "cc", "c++", "clang", "clang++", "tcc"})
+_UNCLUSTERED = _COMPILERS | {"ld", "gold", "as", "strip", "objcopy", "openssl", "nix"}
 _GIT_OPTIONS = ("--output", "--output-directory", "--output-indicator")
 _GIT = {
     "archive": Writer("none", ("-o", "--output"), why="writes its output file"),
     "format-patch": Writer("none", ("-o", "--output-directory"), why="writes patches"),
     "bundle": Writer("but-first", why="writes the bundle"),
     "clone": Writer("last", why="writes the new repository"),
+    "apply": Writer("none", ("--build-fake-ancestor",), why="writes an index of its own"),
+    "read-tree": Writer("none", ("--index-output",), why="writes an index of its own"),
     "init": Writer("all", why="writes the new repository"),
     "worktree": Writer("but-first", why="writes the new work tree"),
 }
@@ -139,6 +148,8 @@ def _git(words: Sequence[Word]) -> Iterator[Written]:
 def _by(writer: Writer, name: str, words: Sequence[Word], behind: tuple[str, ...]) -> Iterator[Written]:
     options = (*writer.options, *writer.folders)
     operands: list[Word] = []
+    behind_option: list[bool] = []
+    after_option = False
     awaited = ""
     closed = False
     for word in words:
@@ -147,22 +158,29 @@ def _by(writer: Writer, name: str, words: Sequence[Word], behind: tuple[str, ...
             yield Written(path, behind)
             if awaited in writer.folders:
                 behind = (*behind, path)
-            awaited = ""
+            awaited, after_option = "", False
             continue
         if not closed and word == Word("--"):
             closed = True
         elif not closed and word.text.startswith("-") and word.text != "-":
             value, awaited = _option(word, options, name)
+            if not value and name in _COMPILERS and re.match(r"--?[fd].*=.*[/.]", word.text):
+                value = _known(Word(word.text.split("=", 1)[1], word.rest), f"{name} {word.text[:20]}")
             if value:
                 yield Written(value, behind)
             if writer.operands == "all" and not value and (more := _attached(word)):
                 yield Written(more, behind)
         else:
             operands.append(word)
+            behind_option.append(after_option)
+        after_option = not closed and word.text.startswith("-") and "=" not in word.text
     if name in {"sed", "gsed"}:
         in_place = any(re.match(r"-[a-zA-Z]*i|--in", word.text) for word in words)
         operands = operands if in_place else []
-    yield from (Written(_operand(word, name), behind) for word in _chosen(writer, name, words, operands))
+    chosen = _chosen(writer, name, words, operands)
+    while writer.operands == "last" and len(chosen) < len(operands) and behind_option[-len(chosen)]:
+        chosen = operands[-len(chosen) - 1 :]  # the one after the option may be its value
+    yield from (Written(_operand(word, name), behind) for word in chosen)
 
 
 def _chosen(writer: Writer, name: str, words: Sequence[Word], operands: list[Word]) -> list[Word]:
@@ -190,28 +208,34 @@ def _chosen(writer: Writer, name: str, words: Sequence[Word], operands: list[Wor
 
 def _option(word: Word, options: Sequence[str], name: str) -> tuple[str, str]:
     """The path that an option holds in itself, or the option if the path is the next word."""
-    text = word.text
     for option in options:
-        if text == option and word.is_known:
+        value = _value(word.text, option, name)
+        if value is None:
+            continue
+        if not value and word.is_known and "=" not in word.text:
             return "", option
-        stem, equals, value = text.partition("=")
-        if option.startswith("--"):
-            if len(stem) > 2 and option.startswith(stem):
-                if equals:
-                    return _known(Word(value, word.rest), f"{name} {option}"), ""
-                return "", option
-        elif len(option) > 2:
-            if equals and stem == option:
-                return _known(Word(value, word.rest), f"{name} {option}"), ""
-        elif text[1] != "-" and option[1] in stem:
-            # in a cluster: its value is the rest of the word, or the next one
-            rest = text[text.index(option[1], 1) + 1 :]
-            return (
-                ("", option)
-                if not rest and word.is_known
-                else (_known(Word(rest, word.rest), f"{name} {option}"), "")
-            )
+        return _known(Word(value, word.rest), f"{name} {option}"), ""
     return "", ""
+
+
+def _value(text: str, option: str, name: str) -> str | None:
+    """What a word that is the option holds of its value; None if it is another one."""
+    stem, equals, value = text.partition("=")
+    if option.startswith("--"):
+        return value if len(stem) > 2 and option.startswith(stem) else None
+    if text.startswith("--"):
+        # programs of long options with one dash take two as well
+        return value if len(option) > 2 and stem == "-" + option else None
+    if text == option:
+        return ""
+    if len(option) > 2 and equals and stem == option:
+        return value
+    if name in _UNCLUSTERED:
+        return text[len(option) :] if text.startswith(option) else None
+    if len(option) == 2 and option[1] in stem:
+        # in a cluster: its value is the rest of the word, or the next one
+        return text[text.index(option[1], 1) + 1 :]
+    return None
 
 
 def _attached(word: Word) -> str:

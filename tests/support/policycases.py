@@ -225,6 +225,21 @@ _ALLOWED = [
 ]  # fmt: skip
 
 _REFUSED = [
+    # an option's value behind the place that is written
+    ("git clone x /tmp/y --depth 1", "outside of"),
+    ("git clone x /home/agent/.claude -b main", "outside of"),
+    ("cp x /tmp/y -S bak", "outside of"),
+    ("cp x /tmp/y --sparse never -S bak", "outside of"),
+    # files that are written by the way
+    ("git read-tree --index-output=/tmp/x HEAD", "outside of"),
+    ("git read-tree --index-output=.git/config HEAD", "closed"),
+    ("git apply --build-fake-ancestor=/tmp/x p", "outside of"),
+    ("zip -la -lf/tmp/x a b", "launcher"),
+    ("curl -w '%output{/tmp/x}y' u", "launcher"),
+    # members of an archive under other names
+    ("tar --transform=s,^a,.git, -xf x", "launcher"),
+    ("tar --xfo s,^a,.git, -xf x", "launcher"),
+    ("tar --one-top-level=.git -xf x", "launcher"),
     # no pattern
     ("touchy zz", _NO),
     ("gitx", _NO),
@@ -692,6 +707,34 @@ _OTHER: list[tuple[tuple[str, ...], tuple[str, ...], list[str], list[tuple[str, 
         [("npm run x", "'run'"), ("npm i", "'i'"), ("npm --prefix x run y", "--prefix")],
     ),
     (("npm run build",), (), [], [("npm run test", _NO)]),
+    (
+        ("cargo *", "install *", "gcc *", "ld *", "openssl *", "go *", "cpio *", "npm *"),
+        (),
+        [],
+        [
+            ("cargo metadata", "'metadata'"),
+            ("cargo tree", "'tree'"),
+            ("install -s --strip-program=id x y", "--strip-program"),
+            ("gcc -flto -o /tmp/x y.c", "outside of"),
+            ("gcc -MD -MF/tmp/x y.c", "outside of"),
+            ("gcc --output=/tmp/x y.c", "outside of"),
+            ("gcc -fprofile-dir=/tmp y.c", "outside of"),
+            ("gcc -Wl,-plugin,x y.c", "launcher"),
+            ("gcc -Xlinker -plugin y.c", "launcher"),
+            ("gcc --specs=x y.c", "launcher"),
+            ("ld -lo -o /tmp/x y.o", "outside of"),
+            ("openssl rand -writerand /tmp/x 4", "outside of"),
+            ("openssl rand --out /tmp/x 4", "outside of"),
+            ("openssl x --engine y", "launcher"),
+            ("go list --toolexec=id x", "launcher"),
+            ("go list -export x", "launcher"),
+            ("cpio -o -O /tmp/x", "outside of"),
+            ("cpio -p .git/hooks", "closed"),
+            ("cpio -idm", "launcher"),
+            ("npm audit fix", "launcher"),
+        ],
+    ),
+    (("cargo tree",), (), [], [("cargo tree --config x", "matches no")]),
     (
         ("nix *",),
         (),

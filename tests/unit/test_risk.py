@@ -140,7 +140,7 @@ def test_what_the_policy_wants_to_be_named_is_named_by_the_rows_pattern_and_by_n
         "sed *",
         "nix store ls *",
         "npm ls",
-        "cargo tree",
+        "cargo search *",
         "go version",
         "tee *",
         "git * &",
