@@ -221,6 +221,8 @@ class AgentService:
             trouble=visible(self._trouble(name) or ""),
             resident=now.resident,
             queued=_queued(row, now),
+            status_at=stamp_or_none(row["status_at"]) if row["status"] else None,
+            nap_until=None if now.nap_until is None else stamp(int(now.nap_until * MICRO)),
         )
 
     def _choice(self, row: Row) -> Choice:

@@ -103,7 +103,7 @@ def clock(seconds: float) -> str:
 
 
 def relative(text: str, mode: str, now: datetime) -> str:
-    """A time against `now`. Modes: `ago` (4 min ago), `age` (4 min), `clock` (0:42, up), `until` (3:10,
+    """A time against `now`. Modes: `ago` (4 min ago), `age` (4 min), `clock` (0:42, up), `until` (03:10,
     down), `time` (21:00:12)."""
     try:
         past = (now - instant(text)).total_seconds()
@@ -118,7 +118,7 @@ def relative(text: str, mode: str, now: datetime) -> str:
         case "clock":
             return clock(past)
         case "until":
-            return clock(-past)
+            return clock(-past).zfill(5)
         case _:
             return time_of_day(text)
 

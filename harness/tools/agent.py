@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from harness.link import ATTEMPT_S
+from harness.link import ATTEMPT_S, LinkError
 from harness.prompts import rendered_messages
 from harness.tools.tool import Arguments, Tool, ToolContext, arguments_schema, key, number, text
-from harness.wire import Asked, AskOperator, Done, Nap, Napping, Proposed, SendMessage, Sent, Status
+from harness.wire import (
+    Asked,
+    AskOperator,
+    Done,
+    Nap,
+    Napping,
+    OwnStatus,
+    Proposed,
+    SendMessage,
+    Sent,
+    Status,
+)
 
 RECV_MAX_S = 180
 NAP_MAX_S = 86_400
@@ -128,15 +139,14 @@ def _set_status(context: ToolContext) -> Tool:
 def _get_status(context: ToolContext) -> Tool:
     async def get_status(_arguments: Arguments) -> str:
         now = context.status()
-        lines = [
-            f"name: {now.agent}",
-            f"role: {now.role}",
-            f"model: {now.model}",
-            f"generation: {now.generation}",
-            f"may send to: {', '.join(now.peers) or 'nobody'}",
-            f"allowed shell commands: {', '.join(now.bash_allow) or 'none'}",
-            f"session: {now.session_id}",
-        ]
+        lines = [f"name: {now.agent}", f"role: {now.role}"]
+        try:
+            lines += _host_lines(await context.link.get("status", OwnStatus))
+        except LinkError as error:  # a host that has just gone away; what it said at hello is not wrong yet
+            lines += [f"the host does not say more: {error}", f"model: {now.model}"]
+            lines += [f"generation: {now.generation}", f"may send to: {', '.join(now.peers) or 'nobody'}"]
+            lines.append(f"allowed shell commands: {', '.join(now.bash_allow) or 'none'}")
+        lines.append(f"session: {now.session_id}")
         if now.context is not None:
             used, window = now.context
             lines.append(f"context: {used} of {window} tokens ({100 * used // window} %)")
@@ -144,10 +154,37 @@ def _get_status(context: ToolContext) -> Tool:
 
     return Tool(
         "get_status",
-        "Who and how you are: name, role, model, peers, context in use.",
+        "Who and how you are: model, budget, inbox, open questions, nap, context in use, whom you may write "
+        "to and what is allowed.",
         arguments_schema({}),
         get_status,
     )
+
+
+def _host_lines(own: OwnStatus) -> list[str]:
+    """What the host says, one fact a line; what is not set is left out."""
+    queued = f", from the next turn on {own.model_queued}" if own.model_queued else ""
+    left = "no limit" if own.budget_left_usd is None else f"${own.budget_left_usd:.4f} left of "
+    if own.budget_left_usd is not None:
+        left += f"${own.budget_limit_usd or 0:.2f}, until {own.budget_resets_at}"
+    named = {"bash.allow": "allowed shell commands", "bash.deny": "refused shell commands"}
+    settings = [f"{named.get(key, key)}: {', '.join(of) or 'none'}" for key, of in own.settings.items()]
+    asked = [f"question {one.id} is open: {one.question}" for one in own.questions]
+    return [
+        f"state: {own.state}",
+        f"model: {own.model}{queued}",
+        f"generation: {own.generation}, commit {own.commit}",
+        *([f"status: {own.status}"] if own.status else []),
+        *([f"nap until: {own.nap_until}, after this turn"] if own.nap_until else []),
+        f"budget today: {left}",
+        *([f"tokens per turn: {own.tokens_per_turn}"] if own.tokens_per_turn else []),
+        f"inbox: {own.waiting} waiting",
+        *([f"held until the operator decides: {own.held} messages between agents"] if own.held else []),
+        *asked,
+        f"may send to: {', '.join(own.peers) or 'nobody'}",
+        *settings,
+        *([f"at the end of this turn: {', '.join(own.queued)}"] if own.queued else []),
+    ]
 
 
 def _propose(context: ToolContext) -> Tool:

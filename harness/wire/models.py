@@ -13,6 +13,7 @@
 | POST questions | AskOperator | Asked |
 | POST nap | Nap | Napping |
 | POST status | Status | Done |
+| GET status | - | OwnStatus |
 | POST parked | - | Done |
 | POST proposals?agent&commit&description | git bundle (application/octet-stream) | Proposed |
 | POST drafts | SpawnDraft | DraftMade |
@@ -278,6 +279,38 @@ class Status(Wire):
     text: Annotated[str, Field(max_length=400)]
 
 
+class OpenQuestion(Wire):
+    """A question that waits for its answer."""
+
+    id: int
+    question: str
+    expires_at: str | None
+
+
+class OwnStatus(Wire):
+    """How the host sees the agent that asks. Times RFC 3339. `waiting`: messages in its inbox; `held`: its
+    own messages that the loop guard keeps until the operator decides; `peers` as of now, which `Welcome` may
+    not know yet; `settings`: approved lists by option; dollars None: no limit."""
+
+    state: str
+    model: str
+    model_queued: str | None = None
+    generation: int | None
+    commit: str | None
+    status: str = ""
+    nap_until: str | None = None
+    waiting: int = 0
+    held: int = 0
+    questions: list[OpenQuestion] = []
+    peers: list[str] = []
+    settings: dict[str, list[str]] = {}
+    budget_limit_usd: float | None = None
+    budget_left_usd: float | None = None
+    budget_resets_at: str | None = None
+    tokens_per_turn: int | None = None
+    queued: list[str] = []
+
+
 class Proposed(Wire):
     """The proposal made of a commit; its examination goes on, the outcome comes as a message."""
 
@@ -349,6 +382,8 @@ MODELS: tuple[type[Wire], ...] = (
     Nap,
     Napping,
     Status,
+    OpenQuestion,
+    OwnStatus,
     Proposed,
     SpawnDraft,
     DraftMade,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from harness import wire
-from reconciler.broker.core import SEATS, Core, Seats
+from reconciler.broker.core import SEATS, Core, Seats, roster
 from reconciler.broker.delivery import Delivery
 from reconciler.broker.events import EventLog
 from reconciler.broker.loops import Limits, Loops
@@ -174,6 +174,10 @@ class MessageBroker:
             await agents.nap(tx, agent, until, request.reason)
             tx.after_commit(lambda: self._core.presence.touch(agent))
         return wire.Napping(until=stamp(until))
+
+    async def peers(self, agent: AgentName) -> list[str]:
+        state = self._core.store.state
+        return (await self._core.policy(state, agent)).peers(await roster(state))
 
     async def parked(self, agent: AgentName) -> None:
         """The agent's harness has ended its CLI."""

@@ -17,6 +17,7 @@ from harness import wire
 from reconciler.control import models as api
 from reconciler.control.edge import Param, Value, parse_id
 from reconciler.control.meters import Sort
+from reconciler.control.ownstatus import own_status
 from reconciler.control.uploads import UPLOAD_S, Incoming, receive_file, receive_form
 from reconciler.errors import AgentError
 from reconciler.model.names import AgentName, agent_name, commit
@@ -267,6 +268,7 @@ AGENT_ROUTES: tuple[AgentRoute, ...] = (
         _done(lambda c: c.services.broker.set_status(c.agent, c.body(wire.Status))),
         wire.Status,
     ),
+    AgentRoute("GET", "/v1/status", lambda c: own_status(c.services, c.agent)),
     AgentRoute("POST", "/v1/parked", _done(lambda c: c.services.broker.parked(c.agent))),
     AgentRoute(
         "POST",

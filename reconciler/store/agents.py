@@ -121,7 +121,7 @@ async def waiting(reader: Reader, now: int) -> Sequence[Row]:
 
 async def set_status(tx: Tx, name: str, text: str) -> None:
     """The short text that the agent shows beside its name."""
-    await tx.run("UPDATE agents SET status = ? WHERE name = ?", text, name)
+    await tx.run("UPDATE agents SET status = ?, status_at = ? WHERE name = ?", text, tx.now, name)
 
 
 async def renew_session(tx: Tx, name: str, session_id: str, over: str) -> None:

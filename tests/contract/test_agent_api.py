@@ -370,3 +370,15 @@ async def test_no_form_whatever_makes_a_call_fail(manager: Api, services: FakeSe
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # aiohttp warns of the headers that are wrong here on purpose
         await asyncio.to_thread(attempt)
+
+
+async def test_an_agent_learns_how_it_is_seen_and_only_of_itself(scout: Api, services: FakeServices) -> None:
+    services.agents.known["scout"] = services.agents.known["scout"].model_copy(
+        update={"nap_until": "2026-01-01T00:00:00Z", "inbox_depth": 3}
+    )
+    answer = await scout.call("GET", "/v1/status")
+    own = wire.OwnStatus.model_validate_json(answer.body)
+    assert (own.nap_until, own.waiting, own.peers) == ("2026-01-01T00:00:00Z", 3, ["operator"])
+    assert services.broker.asked_questions == {"agent": "scout", "state": "open", "limit": 20}
+    assert ("get", ("scout",)) in services.agents.calls
+    assert (await scout.call("GET", "/v1/status?agent=smith")).status == 400

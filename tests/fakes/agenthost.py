@@ -172,6 +172,7 @@ class FakeHost:
             ("POST", "questions", self._noted("questions", wire.AskOperator, lambda: wire.Asked(id=7))),
             ("POST", "nap", self._noted("nap", wire.Nap, lambda: wire.Napping(until="2026-01-01T00:00:00Z"))),
             ("POST", "status", self._noted("status", wire.Status, wire.Done)),
+            ("GET", "status", self._own_status),
             ("POST", "parked", self._parked),
             ("POST", "drafts", self._draft),
             ("POST", "spawns", self._noted("spawns", wire.Spawn, self._proposed)),
@@ -311,6 +312,24 @@ class FakeHost:
 
     async def _agents(self, _request: web.Request) -> wire.Wire:
         return wire.Agents(agents=self.agents)
+
+    async def _own_status(self, _request: web.Request) -> wire.Wire:
+        return wire.OwnStatus(
+            state="thinking",
+            model="haiku",
+            generation=3,
+            commit="c" * 40,
+            nap_until="2026-01-01T00:01:00Z",
+            waiting=2,
+            held=1,
+            questions=[wire.OpenQuestion(id=7, question="why?", expires_at=None)],
+            peers=["manager", "operator"],
+            settings={"bash.allow": ["git *"], "network.allow": []},
+            budget_limit_usd=5.0,
+            budget_left_usd=1.25,
+            budget_resets_at="2026-01-02T00:00:00Z",
+            queued=["nap"],
+        )
 
     async def _logs(self, request: web.Request) -> wire.Wire:
         return wire.Logs(lines=[f"log of {request.match_info['name']}"])

@@ -334,6 +334,10 @@ class FakeBroker:
         self._note("ask", agent, request)
         return wire.Asked(id=1)
 
+    async def peers(self, agent: AgentName) -> list[str]:
+        self._note("peers", agent)
+        return ["operator"]
+
     async def nap(self, agent: AgentName, request: wire.Nap) -> wire.Napping:
         self._note("nap", agent, request)
         return wire.Napping(until="2026-01-01T00:00:00Z")

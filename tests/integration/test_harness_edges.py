@@ -217,13 +217,31 @@ async def test_each_tool_is_one_call_and_says_what_became_of_it(host: FakeHost, 
         assert told(await tools["ask_operator"].call({"question": "why?"}))[0].startswith(
             "asked as question 7"
         )
-        assert told(await tools["nap"].call({"seconds": 60}))[0].startswith("you will not be woken for 60 s")
+        assert (
+            "woken before 2026-01-01T00:00:00Z (60 s from now)"
+            in told(await tools["nap"].call({"seconds": 60}))[0]
+        )
+        for seconds in (0, 86_401, -1, 1.5, "60", True):
+            text, failed = told(await tools["nap"].call({"seconds": seconds}))
+            assert failed
+            assert "1 to 86400 whole seconds" in text
         assert told(await tools["set_status"].call({"text": "busy"})) == ("set", False)
         assert told(await tools["request_spawn"].call({"name": "scribe"}))[0].startswith("proposal 11 for")
         assert told(await tools["start"].call({"name": "smith"})) == ("start of smith is on its way", False)
         assert told(await tools["list_agents"].call({})) == ("there are no agents", False)
         assert told(await tools["get_logs"].call({"name": "smith"})) == ("log of smith", False)
-        assert "context: 50 of 200 tokens (25 %)" in told(await tools["get_status"].call({}))[0]
+        status = told(await tools["get_status"].call({}))[0].split("\n")
+        for line in (
+            "context: 50 of 200 tokens (25 %)",
+            "nap until: 2026-01-01T00:01:00Z, after this turn",
+            "budget today: $1.2500 left of $5.00, until 2026-01-02T00:00:00Z",
+            "inbox: 2 waiting",
+            "question 7 is open: why?",
+            "may send to: manager, operator",
+            "allowed shell commands: git *",
+            "network.allow: none",
+        ):
+            assert line in status
         kinds = [kind for kind, _ in host.calls]
         assert kinds == ["questions", "nap", "status", "spawns", "start"]
 

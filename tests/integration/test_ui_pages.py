@@ -393,7 +393,7 @@ async def test_a_build_under_way_says_how_far_it_is_and_what_is_left(opened: Ope
             assert 'aria-label="3 of 12 built"' in text
             assert "hive-smith, &lt;b&gt;" in text
             assert "0:42</time>" in text
-            assert re.search(r"about <time[^>]*>1:0[01]</time> left", text)
+            assert re.search(r"about <time[^>]*>01:0[01]</time> left", text)
         assert "other builds have all slots" in await (await browser.get("/approvals/13")).text()
         ended = await (await browser.get("/fragments/approvals/10/build")).text()
         assert "built" not in ended

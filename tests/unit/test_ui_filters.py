@@ -57,8 +57,8 @@ def test_nothing_that_shows_as_nothing_is_left(text: str) -> None:
         (49 * 3600, "age", "2 d"),
         (42, "clock", "0:42"),
         (3600 + 61, "clock", "1:01:01"),
-        (-190, "until", "3:10"),
-        (5, "until", "0:00"),
+        (-190, "until", "03:10"),
+        (5, "until", "00:00"),
         (0, "time", "21:00:00"),
     ],
 )

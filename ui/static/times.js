@@ -20,7 +20,7 @@ function clock(seconds) {
 
 function words(mode, past, at) {
   if (mode === "clock") return clock(past);
-  if (mode === "until") return clock(-past);
+  if (mode === "until") return clock(-past).padStart(5, "0");
   if (mode === "age") return span(past);
   if (mode === "time") return at.toLocaleTimeString("en-GB");
   const short = span(past);

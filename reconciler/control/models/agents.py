@@ -67,7 +67,8 @@ class Container(Model):
 class Agent(Model):
     """One agent as every badge and list shows it. `trouble`: why the last pass over it failed; it is tried
     again by itself. `resident`: it holds a seat, that is, may have a Claude Code in memory. `queued`: what
-    waits for the end of its turn."""
+    waits for the end of its turn. `status` is hostile text that it said at `status_at`; `nap_until` is known
+    already while the turn that asked for the nap goes on."""
 
     name: str
     role: Role
@@ -94,6 +95,8 @@ class Agent(Model):
     trouble: str = ""
     resident: bool = False
     queued: list[Literal["compact", "new-session", "nap"]] = Field(default_factory=list)
+    status_at: str | None = None
+    nap_until: str | None = None
 
 
 class AgentList(Model):
