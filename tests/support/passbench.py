@@ -107,7 +107,9 @@ class Told:
 class PassBench:
     """One hive with fakes; `hived()` makes a new process over the same world."""
 
-    def __init__(self, store: Store, trees: Path, clock: FakeClock, interchangeable: Interchangeable) -> None:
+    def __init__(
+        self, store: Store, trees: Path, clock: FakeClock, interchangeable: Interchangeable = never
+    ) -> None:
         self.interchangeable = interchangeable
         self.store, self.trees, self.clock = store, trees, clock
         self.faults = Faults()
