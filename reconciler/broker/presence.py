@@ -203,12 +203,12 @@ class Presence:
             memory.compacting = doing
             self.touch(agent)
 
-    def servers(self, agent: AgentName, told: Sequence[Mapping[str, Any]]) -> None:
-        """Further MCP servers, as told by the container; a change is published."""
+    def servers(self, agent: AgentName, told: Sequence[Mapping[str, Any]]) -> bool:
+        """Further MCP servers, as told by the container; whether that is news."""
         memory = self._of(agent)
-        if memory.servers != list(told):
-            memory.servers = list(told)
-            self.touch(agent)
+        is_news = memory.servers != list(told)
+        memory.servers = list(told)
+        return is_news
 
     def context(self, agent: AgentName, used: int, window: int) -> None:
         """Tokens in use and the window, as told by the container."""

@@ -71,7 +71,8 @@ class Transcripts:
                     if now is not None and now["session_id"] == session:  # not of a conversation left behind
                         presence.context(agent, line.data["used_tokens"], line.data["window_tokens"])
                 case "mcp":
-                    presence.servers(agent, line.data["servers"])
+                    if presence.servers(agent, line.data["servers"]):
+                        self._core.events.announce("agent.mcp", agent, str(line.seq), **line.data)
                 case "compaction":
                     over = not {"after_tokens", "error"}.isdisjoint(line.data)
                     presence.compacting(agent, on=not over)

@@ -14,6 +14,7 @@ import pytest_asyncio
 from harness import wire
 from reconciler.broker import claims, outcomes
 from reconciler.broker.troubles import Sign
+from reconciler.control import models as api
 from reconciler.errors import AgentError, OperatorError, PermanentError, TemporaryError
 from reconciler.store import turns as turn_rows
 from tests.support.brokers import (
@@ -653,3 +654,27 @@ async def test_orders_are_bounded_and_unknown_ones_are_a_fault_of_ours(
     with pytest.raises(PermanentError, match="no order"):
         await world.broker.direct(SMITH, "dance")
     await world.broker.direct(SCOUT, "repos")  # nobody of that name: nothing to order
+
+
+async def test_the_last_line_of_a_failed_turn_says_what_followed_and_what_helps(world: World) -> None:
+    await world.event(SMITH, "poison")
+    await fail_turns(world, outcomes.FAILURES_MAX)
+    ends = [data for _, kind, data in await lines(world) if kind == "turn_end"]
+    assert [("until" in data, data.get("set_aside")) for data in ends] == [(True, None)] * 4 + [(False, [1])]
+    assert all("`hive logs smith`" in data["hint"] for data in ends)
+
+
+async def test_which_mcp_servers_run_is_shown_and_a_change_of_it_is_an_event(world: World) -> None:
+    async with world.running():
+        turn = await world.begin(SMITH, None)
+        failed = [{"name": "docs", "status": "failed", "tools": 0, "error": "no such file"}]
+        for seq, servers in enumerate(([], failed, failed), start=1):
+            told = events(event(seq, "mcp", servers=servers))
+            await world.broker.turn_events(SMITH, turn, told)
+        assert list((await world.presence.now(SMITH)).servers) == failed
+        found: list[api.Event] = []
+        async with asyncio.timeout(30):
+            while not found:
+                world.clock.advance(0.1)  # hints are let through with a pause in between
+                found = (await world.events.list(after=0, agent="smith", kind="agent.mcp", limit=9)).items
+        assert [one.data["servers"] for one in found] == [failed], "told once"

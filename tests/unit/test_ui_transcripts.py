@@ -170,3 +170,14 @@ def test_no_line_of_a_container_breaks_the_page(told: list[tuple[str, dict[str, 
     assert len({row.key for row in found.rows}) == len(found.rows)
     for row in found.rows:
         assert row.duration_ms is None or 0 <= row.duration_ms < 1e12
+
+
+def test_the_end_of_a_turn_says_what_followed_and_servers_that_do_not_run_are_named() -> None:
+    end = {"outcome": "crashed", "error": "gone", "hint": "look", "until": AT, "set_aside": [4, "<b>"]}
+    servers = [
+        {"name": "docs", "status": "failed", "error": "no\nsuch file"},
+        {"name": "ok", "status": "connected"},
+    ]
+    rows = view(lines(("mcp", {"servers": [*servers, 5]}), ("mcp", {"servers": "x"}), ("turn_end", end))).rows
+    assert [row.text for row in rows] == ["the MCP server docs is failed: no", "gone"]
+    assert (rows[-1].reason, rows[-1].argument, rows[-1].to) == ("look", AT, "4, <b>")

@@ -100,6 +100,16 @@ class _Builder:
         row = self._add(line, "end", title=outcome, text=_text(line.data, "error"))
         row.duration_ms = _number(line.data, "duration_ms")
         row.outcome = "ok" if outcome == "ok" else "none" if outcome == "cancelled" else "failed"
+        row.reason, row.argument = _text(line.data, "hint"), _text(line.data, "until")
+        aside = line.data.get("set_aside")
+        row.to = ", ".join(str(one) for one in aside[:20]) if isinstance(aside, list) else ""
+
+    def _servers(self, line: TranscriptLine) -> None:
+        told = line.data.get("servers")
+        for one in told if isinstance(told, list) else []:
+            if isinstance(one, dict) and _text(one, "status") not in {"connected", "pending"}:
+                text = f"the MCP server {_text(one, 'name')} is {_text(one, 'status')}: {_text(one, 'error')}"
+                self._add(line, "note", text=first_line(text.removesuffix(": "), 400))
 
     def _prompt(self, line: TranscriptLine) -> None:
         self._add(line, "prompt", glyph=PROMPT, title="woken", parts=[_part("", _text(line.data, "text"))])
@@ -182,6 +192,7 @@ class _Builder:
     _TAKE: ClassVar[dict[str, Callable[[_Builder, TranscriptLine], None]]] = {
         "turn_begin": _begin,
         "turn_end": _end,
+        "mcp": _servers,
         "prompt": _prompt,
         "text": _prose,
         "thinking": _prose,
