@@ -27,6 +27,8 @@ pytestmark = [needs_container, pytest.mark.asyncio, pytest.mark.integration]
 FULL = os.environ.get("HYPOTHESIS_PROFILE") == "full"
 _BACK = "cd /state"
 _STEP = 20  # calls in one answer of the model
+# The CLI refuses to leave anything in the background, whatever its hook answers.
+_REFUSED_BY_THE_CLI = frozenset({"ls & echo x"})
 # How the CLI words a refusal of its own; none may be the last word on a command.
 _OWN_REFUSALS = ("requires approval", "needs approval", "has been denied", "can't be checked before it runs")
 
@@ -87,7 +89,9 @@ async def test_the_genuine_cli_runs_what_the_table_allows_and_nothing_else(tmp_p
             assert len(found) == len(group)
             for case, (ran, result) in zip(group, found, strict=True):
                 own = ran and any(words in result for words in _OWN_REFUSALS)
-                if ran is not case.allowed or case.why not in result or own:
+                if case.command in _REFUSED_BY_THE_CLI:
+                    assert "has been denied" in result
+                elif ran is not case.allowed or case.why not in result or own:
                     wrong.append((case, result))
     assert wrong == []
 
