@@ -64,13 +64,11 @@ def is_allowed(run: Run, world: World) -> bool:
 
 
 def is_bad_of_git(world: World, folder: str, word: str) -> bool:
-    """Whether a word starts a program, or writes where nothing may be written."""
+    """Whether a word behind the subcommand starts a program, or writes where nothing may be written."""
     stem, equals, value = word.partition("=")
     if len(stem) > 2 and "--output".startswith(stem):
         return not equals or not in_tree(world, folder, value)
-    return word.startswith(("-c", "ext::")) or (
-        len(stem) > 2 and any(bad.startswith(stem) for bad in _GIT_BAD)
-    )
+    return word.startswith("ext::") or (len(stem) > 2 and any(bad.startswith(stem) for bad in _GIT_BAD))
 
 
 def in_tree(world: World, folder: str, path: str) -> bool:
