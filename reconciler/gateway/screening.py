@@ -133,9 +133,15 @@ def screen(raw: bytes, rules: Rules, *, counting: bool) -> Screened:
         max_tokens=0 if counting else _limit(body.get("max_tokens")),
         stream=body.get("stream") is True,
         thinking_tokens=_thinking(body.get("thinking")),
-        long_cache=b'"1h"' in raw,
+        long_cache=_is_long_cached(raw, body),
         input_tokens=_input_bound(raw, body, rules.server),
     )
+
+
+def _is_long_cached(raw: bytes, body: Mapping[str, Any]) -> bool:
+    """Whether anything may be written to the cache for an hour, which costs more. The text is looked at, and
+    where escapes may hide the word in it, the text without them."""
+    return b'"1h"' in raw or (b"\\u" in raw and '"1h"' in json.dumps(body))
 
 
 def _input_bound(raw: bytes, body: Mapping[str, Any], server: frozenset[str]) -> int | None:

@@ -168,3 +168,10 @@ def test_no_beta_of_the_cli_opens_a_tool_of_the_api() -> None:
 def test_a_shorter_answer_changes_nothing_but_its_length() -> None:
     raw = json.dumps(body(metadata={"user_id": "ü\ud800"})).encode()
     assert json.loads(with_max_tokens(raw, 3)) == {**json.loads(raw), "max_tokens": 3}
+
+
+@pytest.mark.parametrize("ttl", [b'"1h"', b'"\\u0031h"', b'"1\\u0068"'])
+def test_a_cache_of_an_hour_is_reserved_for_however_it_is_written(ttl: bytes) -> None:
+    raw = json.dumps(with_blocks({**TEXT, "cache_control": {"type": "ephemeral", "ttl": "TTL"}})).encode()
+    assert screen(raw.replace(b'"TTL"', ttl), RULES, counting=False).long_cache is True
+    assert screen(raw.replace(b'"TTL"', b'"5m \\u0031h"'), RULES, counting=False).long_cache is False
