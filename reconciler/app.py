@@ -199,7 +199,7 @@ class Hived:
         self.backups = BackupService(store, config, self.clock, self.deletions)
         lifecycle = LifecycleService(
             store=store, agents=self.agents, approvals=self.approvals, wake=self.wake, now=self.clock.now,
-            hold_now=self._hold_now,
+            hold_now=self._hold_now, state_dir=Path(config.state_dir),
         )  # fmt: skip
         services = self.services = Services(
             agents=self.agents, broker=self.broker, approvals=self.approvals, accounts=self.accounts,

@@ -4,9 +4,11 @@ and who is inside its container. Writes desired state only; passes make it so.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -19,9 +21,11 @@ from reconciler.model.names import AgentName
 from reconciler.model.spec import Spec
 from reconciler.model.states import Desired, ProposalState, Role, UserRole
 from reconciler.services import Actor, Agents, Approvals
+from reconciler.sizes import Size, size_of
 from reconciler.store import attachments, fleet, holds, proposals, rollbacks
 from reconciler.store.db import Store, Tx
 
+SIZE_KEPT_S = 300.0
 ATTACHMENT_S = 60
 """An attachment ends after so many seconds unless it is renewed: a terminal that died holds nothing up."""
 
@@ -38,12 +42,15 @@ class LifecycleService:
         wake: Callable[[AgentName], None],
         now: Callable[[], float],
         hold_now: Callable[[AgentName], None] | None = None,
+        state_dir: Path | None = None,
     ) -> None:
         self._store = store
         self._agents = agents
         self._approvals = approvals
         self._wake = wake
         self._now = now
+        self._state_dir = state_dir
+        self._sizes: dict[str, tuple[Size, float]] = {}  # by name, with when it was looked at
         self._hold_now = hold_now or wake  # nobody else's pass is waited for
 
     # ------------------------------------------------------------------------------------------- holds
@@ -126,6 +133,9 @@ class LifecycleService:
     async def kept(self) -> api.KeptList:
         """Destroyed agents whose repository and state are still there, by name."""
         rows = await fleet.kept(self._store.state)
+        sizes = [await self._size(row["name"]) for row in rows]
+        names = {row["name"] for row in rows}
+        self._sizes = {name: seen for name, seen in self._sizes.items() if name in names}
         return api.KeptList(
             items=[
                 api.Kept(
@@ -136,10 +146,24 @@ class LifecycleService:
                     uid_base=row["uid_base"],
                     destroyed_at=stamp(row["destroyed_at"]) if row["destroyed_at"] else None,
                     purging=bool(row["purge_wanted"]),
+                    size_bytes=None if size is None else size.used,
+                    size_is_whole=size is None or size.whole,
                 )
-                for row in rows
+                for row, size in zip(rows, sizes, strict=True)
             ]
         )
+
+    async def _size(self, name: str) -> Size | None:
+        """Of its state, home and repository; None where nobody said where they are. Looked at seldom: pages
+        ask with every event, and what is kept changes no more."""
+        if self._state_dir is None:
+            return None
+        size, at = self._sizes.get(name, (None, 0.0))
+        if size is None or self._now() - at > SIZE_KEPT_S:
+            roots = (self._state_dir / "agents" / name, self._state_dir / "repos" / f"{name}.git")
+            size = await asyncio.to_thread(size_of, roots)
+            self._sizes[name] = (size, self._now())
+        return size
 
     async def revive(self, actor: Actor, name: str, request: api.Act) -> api.Agent:
         """Let a destroyed agent run again from what was kept, as it was."""

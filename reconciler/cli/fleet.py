@@ -265,8 +265,8 @@ def wake(options: Namespace, console: Console) -> int:
 
 
 def nap(options: Namespace, console: Console) -> int:
-    """`hive nap AGENT SECONDS`"""
-    return _act("nap", options, console, seconds=options.seconds)
+    """`hive nap AGENT TIME`"""
+    return _act("nap", options, console, seconds=options.time)
 
 
 def cancel(options: Namespace, console: Console) -> int:

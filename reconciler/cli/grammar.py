@@ -100,6 +100,21 @@ def whole(text: str) -> int:
     return int(text)
 
 
+_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
+DAY_S = 86_400
+
+
+def span(text: str) -> int:
+    """Seconds of a time as `90`, `90s`, `10m` or `2h`, from a second to a day, for argparse."""
+    digits = text.rstrip("smh")
+    unit = text[len(digits) :]
+    if digits.isascii() and digits.isdigit() and len(digits) <= 5 and unit in _UNITS_S:
+        seconds = int(digits) * _UNITS_S[unit]
+        if 1 <= seconds <= DAY_S:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is no time from 1s to 24h, as 90, 90s, 10m or 2h")
+
+
 def amount(text: str) -> float:
     """Dollars above zero, as `5` or `0.25`, for argparse."""
     digits = text.replace(".", "", 1)

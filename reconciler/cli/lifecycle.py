@@ -77,11 +77,22 @@ def kept(options: Namespace, console: Console) -> int:
     rows = [
         [cell(one["name"]), cell(one["role"]), cell(one["generation"]), cell((one["commit"] or "")[:12]),
          cell(ago(one["destroyed_at"]) if one["destroyed_at"] else ""),
+         cell(_room(one["size_bytes"], whole=one["size_is_whole"])),
          cell("being purged" if one["purging"] else "kept")]
         for one in found["items"]
     ]  # fmt: skip
-    console.table(["KEPT", "ROLE", "GEN", "COMMIT", "DESTROYED", "STATE"], rows, "nothing is kept")
+    console.table(["KEPT", "ROLE", "GEN", "COMMIT", "DESTROYED", "SIZE", "STATE"], rows, "nothing is kept")
     return Exit.DONE
+
+
+def _room(size: int | None, *, whole: bool) -> str:
+    """As `12.3 MiB`, with `≥` if there is more."""
+    if size is None:
+        return ""
+    more = "" if whole else "≥ "
+    if size < 1 << 20:
+        return f"{more}{size / 1024:.0f} KiB"
+    return f"{more}{size / 2**20:.1f} MiB" if size < 1 << 30 else f"{more}{size / 2**30:.1f} GiB"
 
 
 def revive(options: Namespace, console: Console) -> int:

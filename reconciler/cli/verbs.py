@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reconciler.cli.grammar import DRY_RUN, YES, Argument, Verb, option, positional, switch, whole
+from reconciler.cli.grammar import DRY_RUN, YES, Argument, Verb, option, positional, span, switch, whole
 from reconciler.cli.verbs_host import HOST
 from reconciler.cli.verbs_money import MONEY
 from reconciler.cli.verbs_questions import QUESTIONS
@@ -212,8 +212,8 @@ _AGENTS = (
         "Agents",
         "Let an agent rest: nothing but something urgent wakes it before.",
         "fleet:nap",
-        (_AGENT, positional("seconds", "how long, 1 to 86400", type=whole), DRY_RUN, _NOTE),
-        (("hive nap scout 3600", "an hour; your message, or `hive wake scout`, ends it before"),),
+        (_AGENT, positional("time", "how long, 1s to 24h: as 90, 90s, 10m or 2h", type=span), DRY_RUN, _NOTE),
+        (("hive nap scout 1h", "an hour; your message, or `hive wake scout`, ends it before"),),
     ),
     Verb("wake", "Agents", "End an agent's nap.", "fleet:wake", (_AGENT, DRY_RUN, _NOTE)),
     Verb("cancel", "Agents", "End an agent's running turn.", "fleet:cancel", (_AGENT, DRY_RUN, _NOTE)),

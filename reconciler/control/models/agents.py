@@ -160,7 +160,8 @@ class HoldList(Model):
 
 
 class Kept(Model):
-    """A destroyed agent whose repository and state are still there."""
+    """A destroyed agent whose repository and state are still there, with the room they take on the disk (at
+    least, unless `size_is_whole`)."""
 
     name: str
     role: Role
@@ -169,6 +170,8 @@ class Kept(Model):
     uid_base: int
     destroyed_at: str | None
     purging: bool
+    size_bytes: int | None = None
+    size_is_whole: bool = True
 
 
 class KeptList(Model):
