@@ -165,7 +165,11 @@ _RULES_HEAD = """The pause doubles with every failed turn in a row. A rate limit
 """
 _TAIL = """{good} need nothing. The operator's `hive wake AGENT` ends every rest, and makes that agent the one that tries
 for all. The last line of a turn in the transcript, the agent's page, `hive agents AGENT` and `hive status` show the
-outcome, until when the agent rests, and what helps; events are `turn.ended`, `model.trouble` and `model.recovered`."""
+outcome, until when the agent rests, and what helps; events are `turn.ended`, `model.trouble` and `model.recovered`.
+
+The watchdog's limits are `watchdog.first_byte_s`, `next_byte_s` and `tool_s` of the host's configuration (420, 420 and
+900 seconds unless it says otherwise); a container takes them up at its next start. A turn that was killed, that
+stalled, or that was cancelled in a tool is over only when no process of the agent's user is left in its container."""
 
 
 def main() -> None:
