@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from reconciler.cli.grammar import DRY_RUN, YES, Argument, Verb, option, positional, span, switch, whole
 from reconciler.cli.verbs_host import HOST
+from reconciler.cli.verbs_messages import MESSAGES
 from reconciler.cli.verbs_money import MONEY
 from reconciler.cli.verbs_questions import QUESTIONS
 from reconciler.cli.verbs_stats import STATS
 
 _AGENT = positional("agent", "the agent's name")
-_PEER = positional("peer", "the other agent's name")
 _ID = positional("id", "the proposal's number", type=whole)
 _NOTE = option("--note", about="a note that is kept with the decision", default="")
 _WAIT = switch("--wait", about="follow the build to its end and exit by it: 0 deployed, 1 anything else")
@@ -215,7 +215,13 @@ _AGENTS = (
         (_AGENT, positional("time", "how long, 1s to 24h: as 90, 90s, 10m or 2h", type=span), DRY_RUN, _NOTE),
         (("hive nap scout 1h", "an hour; your message, or `hive wake scout`, ends it before"),),
     ),
-    Verb("wake", "Agents", "End an agent's nap.", "fleet:wake", (_AGENT, DRY_RUN, _NOTE)),
+    Verb(
+        "wake",
+        "Agents",
+        "End an agent's nap, or its wait for a limit to pass.",
+        "fleet:wake",
+        (_AGENT, DRY_RUN, _NOTE),
+    ),
     Verb("cancel", "Agents", "End an agent's running turn.", "fleet:cancel", (_AGENT, DRY_RUN, _NOTE)),
     Verb(
         "compact",
@@ -366,69 +372,4 @@ _PROPOSALS = (
     ),
 )
 
-_TALK = (
-    Verb(
-        "send",
-        "Messages",
-        "Send a message as the operator.",
-        "talk:send",
-        (
-            positional("to", "an agent, `manager`, or '*' for all"),
-            positional("text", "the message; without it, or as '-', standard input", nargs="*"),
-            option("--reply-to", about="the message that this one answers", type=whole, metavar="ID"),
-            switch("--wait", about="wait for the answer and print it"),
-            option(
-                "--timeout",
-                about="with --wait: give up after so many seconds (default 600)",
-                type=whole,
-                default=600,
-                metavar="SECONDS",
-            ),
-            DRY_RUN,
-        ),
-        (
-            ("hive send scout 'what is in your repository?' --wait", "prints scout's answer"),
-            ("git log -5 | hive send scribe -", "a message from standard input"),
-        ),
-    ),
-    Verb(
-        "messages",
-        "Messages",
-        "List messages, newest first.",
-        "talk:messages",
-        (
-            option("--agent", about="only from or to this agent"),
-            option("--before", about="only messages before this id", type=whole),
-            _limit("messages", 20),
-            switch("--full", about="print whole messages"),
-            option("--mark-read", about="mark this message to you as read instead", type=whole, metavar="ID"),
-            switch("--dry-run", about="with --mark-read: say what would be done and do nothing"),
-        ),
-    ),
-    Verb(
-        "redeliver",
-        "Messages",
-        "Let a message that was set aside after too many failed turns come once more.",
-        "talk:redeliver",
-        (positional("id", "the message's number", type=whole), DRY_RUN),
-    ),
-    Verb("loops", "Messages", "List agents that only feed each other, whose messages wait.", "loops:loops"),
-    Verb(
-        "deliver",
-        "Messages",
-        "Deliver what waits between two agents that only feed each other.",
-        "loops:deliver",
-        (_AGENT, _PEER, DRY_RUN, _NOTE),
-        (("hive deliver smith scout", "they may go on; the count begins anew"),),
-    ),
-    Verb(
-        "drop",
-        "Messages",
-        "Drop what waits between two agents that only feed each other.",
-        "loops:drop",
-        (_AGENT, _PEER, YES, DRY_RUN, _NOTE),
-    ),
-    *QUESTIONS,
-)
-
-VERBS: tuple[Verb, ...] = (*_HIVE, *_AGENTS, *_PROPOSALS, *_TALK, *HOST)
+VERBS: tuple[Verb, ...] = (*_HIVE, *_AGENTS, *_PROPOSALS, *MESSAGES, *QUESTIONS, *HOST)
