@@ -25,7 +25,7 @@ TEXTS = int(os.environ.get("POLICY_TEXTS", "100000" if FULL else "1000"))
 FIRST = int(os.environ.get("POLICY_SEED", "0"))
 BATCH = 250
 TREE = ("/state", "/config")
-_GIT_SAFE = frozenset({"log", "status", "add", "commit", "stash@{0}"})
+_GIT_SAFE = frozenset({"log", "status", "add", "commit", "stash", "stash@{0}"})
 _GIT_BAD = ("--exec", "--exec-path", "--upload-pack", "--ext-diff", "--config-env")
 
 
@@ -40,7 +40,11 @@ def is_allowed(run: Run, world: World) -> bool:
                 rest = rest[2:]
             before = rest[: rest.index("--")] if "--" in rest else rest
             return not rest or (
-                rest[0] in _GIT_SAFE and not any(is_bad_of_git(world, run.folder, word) for word in before)
+                rest[0] in _GIT_SAFE
+                and not any(
+                    is_bad_of_git(world, run.folder, *pair)
+                    for pair in zip(before, [*before[1:], ""], strict=True)
+                )
             )
         case "echo":
             return True
@@ -63,11 +67,11 @@ def is_allowed(run: Run, world: World) -> bool:
     return False
 
 
-def is_bad_of_git(world: World, folder: str, word: str) -> bool:
+def is_bad_of_git(world: World, folder: str, word: str, following: str) -> bool:
     """Whether a word behind the subcommand starts a program, or writes where nothing may be written."""
     stem, equals, value = word.partition("=")
     if len(stem) > 2 and "--output".startswith(stem):
-        return not equals or not in_tree(world, folder, value)
+        return not in_tree(world, folder, value if equals else following)
     return word.startswith("ext::") or (len(stem) > 2 and any(bad.startswith(stem) for bad in _GIT_BAD))
 
 
@@ -121,7 +125,7 @@ def test_whatever_bash_runs_and_writes_for_an_allowed_text_is_allowed(tmp_path: 
         allowed += len(passed)
         shutil.rmtree(world.root)
     print(f"{TEXTS} texts, {allowed} allowed, {ran} commands run")
-    assert wrong == []
+    assert not wrong, wrong[:20]
     assert allowed > TEXTS / 8
     assert ran > allowed / 2
 
