@@ -21,12 +21,15 @@ from harness import wire
 from reconciler.config import Retention as Bounds
 from reconciler.model.names import AgentName
 from reconciler.retention import PAUSE_S, Retention
+from reconciler.stats.catalogue import KEYS
 from reconciler.store import db
 from tests.support.brokers import BOSS, SCOUT, SMITH, World, event, events
 from tests.support.figures import Figures
 
 EXAMPLES = max(12, settings.default.max_examples // 8) if settings.default else 12
 AGENTS = (BOSS, SCOUT, SMITH)
+# Compared over time below, or sampled: `tests/integration/test_stats.py` has their second count.
+ELSEWHERE = {"turns_per_min", "inbox_depth", "approvals_pending", "context_used", "notes_bytes", "rss"}
 OUTCOMES = ("ok", "ok", "ok", "cancelled", "crashed", "prompt_too_long")
 TOOLS = ("Bash", "Read", "mcp__hyperhive__send", "calls", "calls_per_turn", "odd name!", "")
 DAY_S = 86_400
@@ -211,6 +214,7 @@ class Play:
     async def compare(self, *, since: str = "90d", exact: bool = True) -> None:
         for agent in (None, *AGENTS):
             expected = self.expected(agent)
+            assert {key.name for key in KEYS} - expected.keys() == ELSEWHERE, "every figure is counted twice"
             found = await self.figures.totals(agent=agent, since=since, keys=",".join(expected))
             for key, value in expected.items():
                 slack = 1e-6 if exact or not key.startswith("turn_duration") else 0.011

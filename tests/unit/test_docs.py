@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from reconciler.model import reference
+from reconciler.model.activation import IN_PLACE
+from reconciler.model.changes import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -15,6 +17,19 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_reference_of_agent_nix_is_current() -> None:
     wanted = "python -m reconciler.model.reference > docs/agent-nix.md"
     assert (ROOT / "docs/agent-nix.md").read_text() == reference.text(), wanted
+
+
+def test_the_table_of_effects_names_every_option_and_says_restart_of_exactly_those_that_need_one() -> None:
+    table = reference.text().partition("## When a change takes effect")[2]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    said = {name: row[1] for row in rows for name in re.findall(r"`([\w.*]+)`", row[0])}
+    for option in OPTIONS:
+        group = option.partition(".")[0]
+        effect = said.get(option) or said.get(f"{group}.*")
+        assert effect is not None, f"{option}: add it to _TAIL of reconciler/model/reference.py"
+        if effect.startswith("fixed"):
+            continue
+        assert (effect == "restart") == (group not in IN_PLACE), f"{option}: {effect}, says the page"
 
 
 @pytest.mark.parametrize(
