@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -105,3 +106,13 @@ async def test_metrics_are_for_nobody_else(ui: RunningUi, http: aiohttp.ClientSe
         "/metrics", headers={"Authorization": "Bearer right", "Host": "hive.example:7000"}
     )
     assert elsewhere.status == 403, "a name that was pointed at this address"
+
+
+async def test_a_token_that_is_no_text_is_a_wrong_token_and_no_failure(ui: RunningUi) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", ui.settings.port)
+    host = f"localhost:{ui.settings.port}".encode()
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: " + host + b"\r\nAuthorization: Bearer \xff\xfe\r\n\r\n")
+    async with asyncio.timeout(20):
+        assert b" 401 " in await reader.readline()
+    writer.close()
+    await writer.wait_closed()

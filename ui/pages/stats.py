@@ -102,7 +102,7 @@ async def scrape(request: web.Request) -> web.Response:
     kind, _, token = request.headers.get("Authorization", "").partition(" ")
     client = request.app[CLIENT]
     try:
-        if kind.lower() == "bearer":
+        if kind.lower() == "bearer" and token.isascii():  # other bytes are no text that could be sent on
             found = await client.scrape(Scrape(token=token.strip()[:4096]))
         elif (secret := session_secret(request)) is not None:
             found = await client.as_session(secret).metrics()
