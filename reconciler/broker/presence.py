@@ -297,7 +297,7 @@ class Presence:
             active_model=self._of(name).model,
             servers=tuple(self._of(name).servers),
             resident=self.residency is not None and self.residency.is_resident(name),
-            nap_until=agents.napping_until(row, micros(self._clock.now())) / MICRO or None,
+            nap_until=(_whole_ms(agents.napping_until(row, micros(self._clock.now()))) or 0) / MICRO or None,
         )
 
     def seats(self) -> Count:

@@ -247,6 +247,43 @@ def test_hived_killed_in_the_middle_loses_nothing_and_restarts_no_agent(hive: De
     assert {name: hive.agent(name)["container"]["leader_pid"] for name in NAMES} == leaders
 
 
+def test_a_nap_outlives_the_kill_of_hived_and_of_the_harness_and_ends_by_a_message(hive: DemoHive) -> None:
+    hive.until(lambda: idle(hive, "smith"), "smith rests")
+    hive.hive("nap", "smith", "3600", "--note", "until the build is done")
+
+    def naps() -> str | None:
+        try:
+            seen = hive.agent("smith")
+        except (AssertionError, ValueError):
+            return None  # hived is on its way
+        return seen["until"] if seen["state"] == "napping" else None
+
+    end = hive.until(naps, "smith naps")
+    base = hive.agent("smith")["uid_base"]
+    os.kill(hive.pid_of("reconciler"), signal.SIGKILL)
+    assert hive.until(naps, "it naps under the next hived") == end
+    old = harnesses_of(hive, base)
+    assert old
+    os.kill(old[0], signal.SIGKILL)
+    hive.until(lambda: (new := harnesses_of(hive, base)) and not set(new) & set(old), "another harness")
+    assert hive.until(naps, "it naps in its next container") == end
+    hive.hive("send", "smith", "where are you?", "--wait")
+    hive.until(lambda: idle(hive, "smith"), "it is awake")
+
+
+def harnesses_of(hive: DemoHive, base: int) -> list[int]:
+    """Processes of the harness whose root is that uid, parents first."""
+    found = []
+    for pid in hive.pids_of("harness"):
+        try:
+            is_its = Path(f"/proc/{pid}/uid_map").read_text().split() == ["0", str(base), "65536"]
+        except OSError:
+            continue
+        if is_its:
+            found.append(pid)
+    return found
+
+
 # ------------------------------------------------------------------------------------------- 4
 def test_the_manager_drafts_an_agent_in_two_steps(hive: DemoHive, page: Page) -> None:
     hive.until(lambda: idle(hive, "hm1nd"), "the manager rests")
