@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ TEXTS = int(os.environ.get("POLICY_TEXTS", "100000" if FULL else "1000"))
 FIRST = int(os.environ.get("POLICY_SEED", "0"))
 BATCH = 250
 TREE = ("/state", "/config")
-_GIT_SAFE = frozenset({"log", "status", "add", "commit", "stash", "stash@{0}"})
+_GIT_SAFE = frozenset({"log", "status", "add", "commit", "stash", "stash@{0}", "fetch"})
 _GIT_BAD = ("--exec", "--exec-path", "--upload-pack", "--ext-diff", "--config-env")
 
 
@@ -72,7 +73,9 @@ def is_bad_of_git(world: World, folder: str, word: str, following: str) -> bool:
     stem, equals, value = word.partition("=")
     if len(stem) > 2 and "--output".startswith(stem):
         return not in_tree(world, folder, value if equals else following)
-    return word.startswith("ext::") or (len(stem) > 2 and any(bad.startswith(stem) for bad in _GIT_BAD))
+    return re.match("[a-z]+::", word) is not None or (
+        len(stem) > 2 and any(bad.startswith(stem) for bad in _GIT_BAD)
+    )
 
 
 def in_tree(world: World, folder: str, path: str) -> bool:
