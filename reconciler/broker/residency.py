@@ -173,15 +173,18 @@ class Residency:
             self._balance()
             self.look()
 
-    def greeted(self, agent: str, resident: bool | None, *, busy: bool) -> None:
+    def greeted(self, agent: str, resident: bool | None, *, busy: bool, last_turn: int = 0) -> None:
         """A harness process said hello, and whether it has a CLI (None: it is of an older release, does not
-        say so and cannot be told to park)."""
+        say so and cannot be told to park). `last_turn`: an order to park must be later than that."""
         if busy:
             self.busy(agent)
         elif resident:
-            if agent not in self._seats:
-                self._seats[agent] = _Seat(self.clock())
+            is_over = agent not in self._seats and self._free() <= 0
+            claimed = self._seats.setdefault(agent, _Seat(self.clock(), turn=last_turn))
             self.rest(agent)
+            if is_over:  # that it has one is its own word, which takes no seat from those that wait
+                claimed.lent = True
+                self._park(agent, claimed)
         else:
             self._stand_up(agent)
         if (seat := self._seats.get(agent)) is not None:

@@ -89,7 +89,8 @@ class Turns:
             going_on = request.turn in {turn["id"] for turn in await turns.open_of(tx, agent)}
             if row["compact_wanted"] and request.turn is None and not await turns.orders_wait(tx, agent):
                 await turns.direct(tx, agent, "compact", {})  # it got lost with the process that had it
-            tx.after_commit(lambda: self._greeted(agent, request, serving.number, going_on=going_on))
+            last = await turns.last(tx, agent)
+            tx.after_commit(lambda: self._greeted(agent, request, serving.number, going_on, last))
         await self._record(agent, history.record_turn_ended, *ended)
         return wire.Welcome(
             wire=wire.WIRE_VERSION,
@@ -106,13 +107,15 @@ class Turns:
             hive_drafts=drafts,
         )
 
-    def _greeted(self, agent: AgentName, hello: wire.Hello, generation: int, *, going_on: bool) -> None:
+    def _greeted(
+        self, agent: AgentName, hello: wire.Hello, generation: int, going_on: bool, last_turn: int
+    ) -> None:
         if self._core.presence.boot_of(agent) != hello.boot:
             self._core.draining.discard(agent)  # whatever it was stopped for, it is a new process
         if self._core.presence.generation_of(agent) != generation:
             self._core.wake(agent)  # a deployment may wait for it
         self._core.presence.hello(agent, hello.boot, generation)
-        self._core.residency.greeted(agent, hello.resident, busy=going_on)
+        self._core.residency.greeted(agent, hello.resident, busy=going_on, last_turn=last_turn)
         if hello.turn is not None:
             self._core.presence.ready(agent)
         self._core.ring(agent)

@@ -92,6 +92,17 @@ async def last_good(reader: Reader, agent: str) -> tuple[int, int]:
     return (0, 0) if row is None else (int(row["id"]), int(row["ended_at"]))
 
 
+async def last(reader: Reader, agent: str) -> int:
+    """The agent's last turn, 0 if it had none."""
+    # Each of the two is one look at the end of an index.
+    row = await reader.one(
+        "SELECT MAX(COALESCE((SELECT MAX(id) FROM turns WHERE agent = ?1 AND state = 'open'), 0), "
+        "COALESCE((SELECT MAX(id) FROM turns WHERE agent = ?1 AND state = 'ended'), 0)) AS id",
+        agent,
+    )
+    return int(row["id"]) if row else 0
+
+
 async def failed_since(reader: Reader, agent: str, turn: int) -> int:
     """How many turns after that one have ended, all of them badly."""
     row = await reader.one(

@@ -225,3 +225,20 @@ async def test_a_fresh_session_has_an_empty_context_also_after_a_restart(world: 
     await world.restart()
     now = await world.presence.now(SCOUT)
     assert (now.context_used, now.context_window) == (0, 1000)
+
+
+async def test_one_that_idles_since_before_a_restart_of_hived_can_be_told_to_park(world: World) -> None:
+    await world.event(SCOUT)
+    turn, _ = await world.turn(SCOUT)
+    await world.end(SCOUT, turn)
+    await world.restart()
+    for name in (SCOUT, SMITH):
+        await world.broker.hello(name, wire.Hello(wire=1, boot=BOOT, resident=name == SCOUT))
+        await world.runs(name)
+    async with world.running():
+        await world.event(SMITH)
+        poll = waiting(world, SMITH)
+        order = await parking(world, SCOUT)
+        assert order.data["after"] >= turn, "or the harness takes it for an order from before its last turn"
+        await world.broker.parked(SCOUT)
+        assert (await asyncio.wait_for(poll, 20)).messages

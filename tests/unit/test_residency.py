@@ -219,3 +219,29 @@ def test_a_long_turn_is_let_alone_while_nobody_waits() -> None:
     assert host.seats.tick() is None
     host.seats.rest("a")
     assert host.told() == []
+
+
+def test_harnesses_that_say_again_and_again_that_they_have_a_cli_keep_nobody_from_a_seat() -> None:
+    host = Host(1)
+    liars = ["x", "y", "z"]
+    host.seats.poll_begins("honest")
+    for second in range(200):
+        host.now = float(second)
+        for number, liar in enumerate(liars):
+            if second >= number * 10:  # never all of them are told to park at once
+                host.seats.greeted(liar, True, busy=False)
+        host.seats.tick()
+        if second >= 40 and host.seats.ask("honest", urgent=False):
+            break
+    else:
+        pytest.fail(f"it waits for ever: {host.seats.count()}")
+    assert host.now <= 40 + 2 * PARK_S
+
+
+def test_residents_beyond_the_cap_are_told_to_park_when_they_greet() -> None:
+    host = Host(1)
+    host.seats.greeted("a", True, busy=False)
+    host.seats.greeted("b", True, busy=False)
+    assert host.told() == ["b"]
+    host.seats.parked("b")
+    assert host.seats.count() == Count(cap=1, taken=1, busy=0, waiting=0)
