@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from reconciler.control import models as api
 from reconciler.model.states import AgentState, Desired
 from tests.fakes.controlapi import VIEWER_SECRET
 from tests.fakes.controlworlds import held
@@ -149,3 +150,34 @@ async def test_events_are_told_without_what_is_empty(browser: Browser) -> None:
     page = await text(browser, "/events")
     assert "state=idle  count=0" in page
     assert "until=null" not in page
+
+
+# ------------------------------------------------------------------------------------------- circles, drafts
+async def test_an_agents_page_says_with_whom_it_goes_in_a_circle(browser: Browser) -> None:
+    browser.ui.fake.world.loops = [
+        api.Loop(
+            agents=["scout", "smith"],
+            state="held",
+            waiting=2,
+            hops=49,
+            since=browser.ui.fake.world.ago(900),
+            until=None,
+            last="<b>thanks</b>",
+        )
+    ]
+    page = await text(browser, "/agents/scout")
+    assert "In a circle" in page
+    assert "2 held" in page
+    assert "thanks" not in page
+    assert "In a circle" not in await text(browser, "/agents/hm1nd")
+
+
+async def test_a_draft_is_discarded_with_a_note(browser: Browser) -> None:
+    assert "not proposed yet" in (await text(browser, "/")).lower()
+    answer = await browser.post("/drafts/herald/discard", CSRF | {"note": "we have one"})
+    assert answer.status == 303
+    call = ("POST", "/v1/drafts/herald/discard", {"dry_run": False, "note": "we have one"})
+    assert browser.ui.fake.calls == [call]
+    page = await text(browser, "/?done=discarded")
+    assert "The draft is discarded." in page
+    assert "herald" not in page.split('id="drafts"')[1].split("</section>")[0]

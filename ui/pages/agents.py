@@ -31,6 +31,7 @@ routes = web.RouteTableDef()
 LINES_SHOWN = 200
 LINES_AFTER = 500
 LOG_LINES = 500
+CIRCLES_MAX = 5
 TABS = ("transcript", "inbox", "spec", "generations", "logs", "why", "stats")
 VERB = r"{verb:start|stop|restart|cancel|wake|compact|new-session}"
 ACCIDENTS = frozenset({"crash", "stop", "repair", "trouble"})
@@ -38,13 +39,13 @@ ACCIDENTS = frozenset({"crash", "stop", "repair", "trouble"})
 
 async def head_of(client: ControlClient, agent_name: str) -> dict[str, Any]:
     """What the head and the side panel show."""
-    agent, spec, generations, inbox, holds, (lately, budget) = await asyncio.gather(
+    agent, spec, generations, inbox, holds, (lately, budget, loops) = await asyncio.gather(
         client.agent(agent_name),
         _spec(client, agent_name),
         client.generations(agent_name),
         client.messages(agent=agent_name, limit=20),
         _holds(client, agent_name),
-        asyncio.gather(_lately(client, agent_name), client.budget(agent_name)),
+        asyncio.gather(_lately(client, agent_name), client.budget(agent_name), client.loops()),
     )
     waiting = [m for m in inbox.items if m.to == agent_name and m.state in {"queued", "leased"}]
     return {
@@ -56,6 +57,7 @@ async def head_of(client: ControlClient, agent_name: str) -> dict[str, Any]:
         "waiting": waiting,
         "lately": lately,
         "budget": budget,
+        "circles": [loop for loop in loops.items if agent_name in loop.agents][:CIRCLES_MAX],
         "commands": commands.HELP,
         "tabs": TABS,
     }
