@@ -25,13 +25,15 @@ async def existing(reader: Reader) -> Sequence[Row]:
     return await reader.all("SELECT name, role FROM agents WHERE desired <> 'destroyed' ORDER BY name")
 
 
+EXISTING_OF = (
+    "SELECT name, role FROM agents WHERE name = ?1 AND desired <> 'destroyed' "
+    "UNION SELECT name, role FROM agents WHERE role = 'manager' AND desired <> 'destroyed' ORDER BY name"
+)
+
+
 async def existing_of(reader: Reader, name: str) -> Sequence[Row]:
     """The same, only of the agent `name` and of the manager: two rows of an index, however large the hive."""
-    return await reader.all(
-        "SELECT name, role FROM agents WHERE name = ?1 AND desired <> 'destroyed' "
-        "UNION SELECT name, role FROM agents WHERE role = 'manager' AND desired <> 'destroyed' ORDER BY name",
-        name,
-    )
+    return await reader.all(EXISTING_OF, name)
 
 
 async def names(reader: Reader) -> list[str]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from harness import wire
-from reconciler.broker import delivery, sending
+from reconciler.broker import core, delivery, sending
+from reconciler.broker.policy import Policy
 from reconciler.control import models as api
 from reconciler.errors import AgentError, OperatorError
 from reconciler.model.names import AgentName
+from reconciler.store import agents
+from reconciler.store.agents import EXISTING_OF
+from reconciler.store.db import Reader, Row
 from tests.support.brokers import ALICE, BOOT, BOSS, OTHER_BOOT, SCOUT, SMITH, VIEWER, World
 
 pytestmark = pytest.mark.asyncio
@@ -457,3 +461,47 @@ async def test_what_the_system_tells_is_made_to_fit(world: World) -> None:
     assert message.body.startswith("?␀€")
     assert message.body.endswith("[cut]")
     assert len(message.body.encode()) <= 65_536
+
+
+@pytest.mark.parametrize("to", ["smith", "scout", "manager", "hm1nd", "nobody", "old", "operator"])
+@pytest.mark.parametrize("allow", [("*",), ("manager",), ("smith", "operator"), ()])
+async def test_who_is_looked_up_by_name_is_who_stands_in_the_roster(
+    world: World, to: str, allow: tuple[str, ...]
+) -> None:
+    """The few rows that a message reads decide as all of them would."""
+    await world.agent("old")
+    await world.set("old", desired="destroyed")
+    state, policy = world.store.state, Policy("scout", allow)
+
+    async def resolved(few: bool) -> object:
+        try:
+            return policy.resolve(to, await (core.roster(state, to) if few else core.roster(state)))
+        except AgentError as error:
+            return error.code
+
+    assert await resolved(True) == await resolved(False)
+
+
+async def test_a_message_reads_no_more_of_agents_however_many_there_are(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a refusal, and a message to all, read them all."""
+    asked: list[Reader] = []
+    before = agents.existing
+
+    async def existing(reader: Reader) -> Sequence[Row]:
+        asked.append(reader)
+        return await before(reader)
+
+    monkeypatch.setattr(agents, "existing", existing)
+    await world.send(SCOUT, "smith")
+    await world.send(SCOUT, "manager")
+    await world.send(SCOUT, "operator")
+    assert asked == []
+    with pytest.raises(AgentError, match="nobody"):
+        await world.send(SCOUT, "nobody")
+    await world.send(BOSS, "*")
+    assert len(asked) == 2
+    sql = "EXPLAIN QUERY PLAN " + EXISTING_OF
+    steps = [row["detail"] for row in await world.store.state.all(sql, "smith")]
+    assert not [step for step in steps if step.startswith("SCAN agents")], steps
