@@ -81,6 +81,7 @@ git | --ext-diff --textconv --gpg-sign | runs a program that the configuration n
 git | --strategy | runs git-merge-NAME
 git clone,fetch,pull,push,ls-remote,remote,archive | *::* | a remote helper: `ext::` runs a command line,
   NAME:: runs git-remote-NAME
+git archive | --add-virtual-file | packs a file under any name, in .git as well
 git archive | --remote | runs a program on the other side
 git apply | --unsafe-paths --directory | writes outside of the work tree
 git cherry-pick,commit,merge,pull,rebase,revert | -S | signs with a program of the configuration

@@ -237,6 +237,9 @@ _REFUSED = [
     ("zip -la -lf/tmp/x a b", "launcher"),
     ("curl -w '%output{/tmp/x}y' u", "launcher"),
     # members of an archive under other names
+    ("git archive --prefix=.git/ -o x.tar HEAD", "closed"),
+    ("git archive --prefix sub/.git/ -o x.tar HEAD", "closed"),
+    ("git archive --add-virtual-file=.git/config:x -o x.tar HEAD", "launcher"),
     ("tar --transform=s,^a,.git, -xf x", "launcher"),
     ("tar --xfo s,^a,.git, -xf x", "launcher"),
     ("tar --one-top-level=.git -xf x", "launcher"),
