@@ -14,7 +14,7 @@ from harness.buffer import Emit
 from harness.link import HostAway, Link, LinkError, Refused
 from harness.outcomes import Facts, Verdict
 from harness.turn import Orders, TurnLoop
-from harness.wire import Agents, Directive, Done, EndTurn, Nap, Proposed, SendMessage, Sent, Welcome
+from harness.wire import Agents, Directive, Done, EndTurn, Nap, Napping, Proposed, SendMessage, Sent, Welcome
 from tests.fakes.agenthost import FakeHost, Refusal, welcome
 from tests.fakes.session import GOOD, TOO_LONG, FakeBetween, FakeSession, compacts, well
 
@@ -92,7 +92,7 @@ async def test_a_host_that_does_not_know_us_any_more_gets_a_hello_and_then_the_c
 async def test_a_call_that_may_be_repeated_waits_for_the_host_to_come_back(host: FakeHost) -> None:
     async with linked(host) as link:
         await host.stop()
-        call = asyncio.create_task(link.post("nap", Nap(seconds=5), Done))
+        call = asyncio.create_task(link.post("nap", Nap(seconds=5), Napping))
         await host.start()
         assert await call == Done()
 
@@ -124,7 +124,7 @@ async def test_a_refusal_carries_code_message_and_hint(host: FakeHost) -> None:
     async with linked(host) as link:
         host.refuse["nap"] = Refusal(409, "conflict", "not now", "later")
         with pytest.raises(Refused) as refused:
-            await link.post("nap", Nap(seconds=5), Done)
+            await link.post("nap", Nap(seconds=5), Napping)
         assert (refused.value.code, refused.value.message, refused.value.hint) == (
             "conflict",
             "not now",
@@ -136,7 +136,7 @@ async def test_a_refusal_carries_code_message_and_hint(host: FakeHost) -> None:
 async def test_a_busy_host_is_asked_again(host: FakeHost) -> None:
     async with linked(host) as link:
         host.refuse["nap"] = Refusal(503, "busy", "too much")
-        call = asyncio.create_task(link.post("nap", Nap(seconds=5), Done))
+        call = asyncio.create_task(link.post("nap", Nap(seconds=5), Napping))
         await host.until(lambda: host.asked["nap"] > 2)
         assert not call.done()
         host.refuse.clear()
