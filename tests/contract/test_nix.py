@@ -104,10 +104,10 @@ async def test_settings_are_read_and_the_digest_follows_them(world: World) -> No
 
 
 async def test_the_template_evaluates(world: World) -> None:
-    files = template_files(Role.MANAGER, "opus", ["git *", 'echo "${HOME}"', "a\\b"])
+    files = template_files(Role.MANAGER, "opus", ["git *", 'echo "${HOME}"', 'echo "a\\\\b"'])
     found = await world.nix.evaluate(world.tree(files))
     assert found.spec.role == "manager"
-    assert found.spec.bash.allow == ["git *", 'echo "${HOME}"', "a\\b"]
+    assert found.spec.bash.allow == ["git *", 'echo "${HOME}"', 'echo "a\\\\b"']
 
 
 @pytest.mark.parametrize(
