@@ -60,6 +60,8 @@ for line in link.makefile("r"):
     argv = (drop if order["uid"] else []) + ["/bin/sh", "-c", order["run"]]
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     link.sendall(json.dumps([done.returncode, done.stdout, done.stderr]).encode() + b"\\n")
+while True:  # its host went away: a container outlives that
+    signal.pause()
 """
 
 # PID 1 that lives as a harness does: says hello, waits for messages, consumes each, and comes back to a host
