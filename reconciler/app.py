@@ -222,7 +222,7 @@ class Hived:
             on_read=self._has_read,
             presence=SeenByPasses(
                 self.broker.hello_of, presence.is_ready, self.broker.has_live_turn, presence.set_phase,
-                self.broker.drain, presence.generation_of,
+                self.broker.drain, presence.generation_of, presence.turn_ended_at,
             ),
             interchangeable=BareRoots(store) if config.platform == "bare" else never,
         )  # fmt: skip

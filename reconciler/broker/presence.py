@@ -100,6 +100,7 @@ class _Memory:
     boot: str | None = None
     hello_at: float | None = None
     generation: int | None = None
+    turn_ended_at: float = 0.0
     ready: bool = False
     turn: int | None = None
     model: str | None = None
@@ -192,7 +193,7 @@ class Presence:
         """That turn is over."""
         memory = self._of(agent)
         if memory.turn == turn:
-            memory.turn, memory.compacting = None, ""
+            memory.turn, memory.compacting, memory.turn_ended_at = None, "", self._clock.now()
             self.touch(agent)
 
     def compacting(self, agent: AgentName, *, on: bool) -> None:
@@ -266,6 +267,10 @@ class Presence:
     def hello_of(self, agent: AgentName) -> float | None:
         """Epoch seconds of its hello to this process."""
         return self._of(agent).hello_at
+
+    def turn_ended_at(self, agent: AgentName) -> float:
+        """Epoch seconds at which its last turn ended, 0 if none did in this process."""
+        return self._of(agent).turn_ended_at
 
     def generation_of(self, agent: AgentName) -> int | None:
         """The generation that it was told then."""

@@ -64,6 +64,7 @@ class Presence:
         set_phase: Callable[[AgentName, ContainerStatus, Outcome], Awaitable[None]],
         drain: Drain,
         generation_of: Callable[[AgentName], int | None] = lambda _: None,
+        turn_ended_at: Callable[[AgentName], float] = lambda _: 0.0,
     ) -> None:
         self.hello_of = hello_of
         self.is_ready = is_ready
@@ -71,6 +72,7 @@ class Presence:
         self.set_phase = set_phase
         self.drain = drain
         self.generation_of = generation_of
+        self.turn_ended_at = turn_ended_at
 
 
 class Passes:
@@ -123,6 +125,7 @@ class Passes:
         self._errors: dict[AgentName, str] = {}
         self._moved_at: dict[AgentName, float] = {}
         self._read_at = clock.monotonic()
+        self._began_at = clock.now()
         self.first_read = asyncio.Event()
         self.passes_done = 0
 
@@ -398,6 +401,7 @@ class Passes:
             attached=facts.attached,
             generation=self._presence.generation_of(name),
             asked=self._applier.asked.get(name),
+            idle_since=max(self._began_at, self._presence.turn_ended_at(name)),
             serves=await self._serves(facts, status),
             drift=status.drift,
             pinned=(pinned := await self._is_pinned(facts)),

@@ -77,7 +77,8 @@ class Actual:
     `sockets`: this hived serves it; `socket_left`: a file of one lies there.
 
     `generation`: the one that its harness serves, as it was told at its last hello to this hived; `asked`:
-    the one that it was asked to take up; `serves`: roots that the container can serve as it runs, besides
+    the one that it was asked to take up; `idle_since`: epoch seconds at which its last turn ended, or this
+    hived began; `serves`: roots that the container can serve as it runs, besides
     its own.
 
     `drift`: what of its unit differs from how it was set up; `pinned`: its profile holds and points to the
@@ -103,6 +104,7 @@ class Actual:
     restless: bool = False
     generation: int | None = None
     asked: int | None = None
+    idle_since: float = 0.0
     serves: frozenset[str] = frozenset()
     drift: tuple[str, ...] = ()
     pinned: bool = True

@@ -103,20 +103,20 @@ def _plan_in_place(
     turns. None: it has to be started anew, because it cannot, does not in time, or is not to be waited
     for."""
     label = f"proposal {deployment.proposal}"
-    able = actual.phase == "running" and actual.hello and actual.ready and not desired.restart_wanted
-    if not able or not actual.can_serve(deployment.toplevel):
+    able = actual.phase == "running" and not desired.restart_wanted and (actual.started_at or now) < since
+    if not able or not actual.can_serve(deployment.toplevel) or (actual.busy and deployment.now):
         return None
-    if actual.generation == deployment.generation:
+    speaks = actual.hello and actual.ready
+    if speaks and actual.generation == deployment.generation:
         return Plan((Step(Kind.CONFIRM, f"its harness has taken up {label}"),), Again(0))
-    if actual.busy and deployment.now:
-        return None
     steps = _prepare(actual)
-    if actual.asked != deployment.generation:
+    if speaks and actual.asked != deployment.generation:
         steps.append(Step(Kind.TAKE_UP, f"{label} needs no other container"))
         return Plan(tuple(steps), Again(0, turn_end=True))
     if actual.busy:
         return Plan(tuple(steps), Waiting(f"the end of the running turn, to take up {label}", turn_end=True))
-    deadline = since + bounds.hello_s
+    # A hived that has just begun has not heard of it yet; a turn that has just ended has kept it from it.
+    deadline = max(since, actual.idle_since) + (bounds.hello_s if speaks else bounds.ready_s)
     return Plan(tuple(steps), Again(deadline - now, turn_end=True)) if now < deadline else None
 
 

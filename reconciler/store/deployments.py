@@ -268,6 +268,10 @@ async def confirm(tx: Tx, candidate: Candidate) -> None:
         candidate.agent,
     )
     await tx.run("DELETE FROM drafts WHERE name = ?", candidate.agent)
+    # A harness that greets a new hived takes it up without being asked.
+    await tx.run(
+        "INSERT OR IGNORE INTO proposal_progress VALUES (?, 'probing', ?)", candidate.proposal, tx.now
+    )
     deployed = {
         "agent": candidate.agent,
         "generation": candidate.generation,

@@ -109,3 +109,20 @@ async def test_the_next_start_is_from_the_new_root(bench: PassBench) -> None:
         await tx.run("UPDATE agents SET restart_wanted = restart_wanted + 1")
     await bench.settle()
     assert bench.containers.running()[SMITH] == bench.nix.profiles[SMITH][2] != before
+
+
+async def test_a_hived_that_has_just_begun_waits_for_the_harness_to_come_back(bench: PassBench) -> None:
+    """It may be in a turn, or in its pause between two tries: no reason for another container."""
+    proposal = await bench.approve("opus")
+    await until_asked(bench)
+    await bench.die()
+    greeted = bench.memory.hellos.pop(SMITH)
+    bench.told.directed.clear()
+    outcome = await bench.passes.run_pass(SMITH)
+    assert isinstance(outcome, Again)
+    assert outcome.after_s > Bounds().hello_s
+    bench.memory.hellos[SMITH] = greeted + 1
+    await bench.say_hello_again()
+    assert await bench.settle() == Settled()
+    assert await bench.state_of(proposal) is ProposalState.DEPLOYED
+    assert len(bench.containers.history) == 1

@@ -74,6 +74,8 @@ class Harness:
         self.name = start.spec.name
         self.boot = str(start.status.invocation)
         self._on_handled = on_handled
+        self._between_turns = asyncio.Event()
+        self._between_turns.set()
         socket_file = agents / self.name / "agent.sock"
         # The first call says hello, so nothing reads the welcome before there is one.
         self.link = Link(
@@ -103,6 +105,9 @@ class Harness:
         while True:
             for order in (await self.link.directives(after)).directives:
                 after = order.id
+                if order.kind == "spec":  # taken up between two turns
+                    await self._between_turns.wait()
+                    await self.link.hello()
 
     async def _work(self) -> None:
         while True:
@@ -113,6 +118,7 @@ class Harness:
                 turn = (await self.link.begin_turn(inbox.lease, f"{self.boot}-{inbox.lease}")).turn
             except Refused:
                 continue  # the lease is over: the host says so, and gives its messages anew
+            self._between_turns.clear()
             self.link.enter_turn(turn)
             for message in inbox.messages:
                 await self._react(message)
@@ -120,6 +126,7 @@ class Harness:
             await self.link.send_events(turn, [event])
             await self.link.end_turn(turn, Verdict("ok"))
             self.link.leave_turn()
+            self._between_turns.set()
             for message in inbox.messages:
                 self._on_handled(self.name, message.id)
 

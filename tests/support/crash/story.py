@@ -35,6 +35,9 @@ Act = Callable[[RealWorld], Awaitable[None]]
 LOOK_S = 0.01
 SMITH_UID = 65536 * 5001
 
+# A change of the limits needs another container; what a running one takes up is walked with fake ones.
+OTHER = '{ hyperhive.model = "%s"; hyperhive.limits.tasksMax = %d; }\n'
+
 
 @dataclass(frozen=True, slots=True)
 class Phase:
@@ -64,7 +67,7 @@ async def _spawn(world: RealWorld) -> None:
 async def _apply(world: RealWorld) -> None:
     """The agent itself offers a commit."""
     repository = world.directory / "state/repos/smith.git"
-    bundle, commit = make_bundle(repository, {"agent.nix": '{ hyperhive.model = "opus"; }\n'})
+    bundle, commit = make_bundle(repository, {"agent.nix": OTHER % ("opus", 256)})
     (world.directory / "state/agents/smith/config/bundle").write_bytes(bundle)
     request = api.NewMessage(to=SMITH, body=f"propose {commit}", key="an-offer-of-smith")
     await world.operator(partial(ControlClient.send, request=request))
@@ -74,7 +77,7 @@ async def _apply(world: RealWorld) -> None:
 async def _fails(world: RealWorld) -> None:
     """A commit whose container ends at once."""
     repository = world.directory / "state/repos/smith.git"
-    commit = commit_on_main(repository, {"agent.nix": '{ hyperhive.model = "sonnet"; }\n'})
+    commit = commit_on_main(repository, {"agent.nix": OTHER % ("sonnet", 128)})
     request = api.Propose(agent=SMITH, commit=commit)
     await approve(world, (await world.operator(lambda client: client.propose(request))).id)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from typing import Any, Self, TypeVar
 from reconciler.control import models as api
 from reconciler.control.client import ControlClient
 from reconciler.errors import OperatorError, PermanentError, TemporaryError
+from reconciler.model.activation import needs_restart
 from reconciler.model.names import AgentName
 from tests.fakes.stored import FileContainers, FileNix
 from tests.support.crash.forks import Forks
@@ -253,13 +255,25 @@ class World:
                 "    WHERE m.state = 'queued' AND a.desired = 'running'"
                 "    AND NOT EXISTS (SELECT 1 FROM holds h WHERE h.scope IN (a.name, '*')))"
             ).fetchone()
-            wanted = dict(
-                db.execute(
-                    "SELECT a.name, g.store_path FROM agents a JOIN generations g "
-                    "ON g.agent = a.name AND g.number = a.generation WHERE a.desired = 'running'"
-                )
+            return busy == 0 and self._as_wanted(db) and self.ended_are_cleared() and done(db)
+
+    def _as_wanted(self, db: sqlite3.Connection) -> bool:
+        """Whether what runs is what should, from a root of its generation, or of one that differs in
+        nothing a container is made of."""
+        wanted = dict(
+            db.execute(
+                "SELECT a.name, g.spec FROM agents a JOIN generations g "
+                "ON g.agent = a.name AND g.number = a.generation WHERE a.desired = 'running'"
             )
-            return busy == 0 and self.roots() == wanted and self.ended_are_cleared() and done(db)
+        )
+        roots = self.roots()
+        specs = {(agent, path): spec for agent, path, spec in db.execute(
+            "SELECT agent, store_path, spec FROM generations"
+        )}  # fmt: skip
+        return roots.keys() == wanted.keys() and not any(
+            needs_restart(json.loads(specs[name, root]), json.loads(wanted[name]))
+            for name, root in roots.items()
+        )
 
     def roots(self) -> dict[AgentName, str]:
         """Agents whose containers run, and from which root."""
