@@ -85,7 +85,7 @@ def _read(path: Path) -> str:
 
 async def _main() -> None:
     with tempfile.TemporaryDirectory(dir="/bed/tmp") as place:
-        yard = kit.Yard.make(Path(place) / "yard", "systemd")
+        yard = kit.Yard.make(Path(place) / "yard", "systemd", harness=_PAYLOAD)
         try:
             told = {mode: await _tell(yard, mode) for mode in ("eat", "child-eats", "fork")}
         finally:
@@ -94,7 +94,6 @@ async def _main() -> None:
 
 
 if __name__ == "__main__":
-    kit.HARNESS = _PAYLOAD
     # The processor is emulated, and slower still on a busy machine.
     unitfile.START_S = 120
     systemd._START_S = 130.0
