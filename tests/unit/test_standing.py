@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -41,13 +44,14 @@ def test_a_record_that_was_replaced_or_removed_is_seen(tmp_path: Path) -> None:
 @pytest.fixture
 def parent() -> Iterator[subprocess.Popen[bytes]]:
     """A process with one child."""
-    running = subprocess.Popen(["/bin/sh", "-c", "trap 'kill $!' TERM; sleep 60 & wait; wait"])
+    running = subprocess.Popen(["/bin/sh", "-c", "sleep 60; true"], start_new_session=True)
     deadline = time.monotonic() + 10
     while not proc.children(running.pid):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     yield running
-    running.terminate()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(running.pid, signal.SIGKILL)
     running.wait(10)
 
 
