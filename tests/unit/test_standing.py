@@ -71,7 +71,13 @@ def test_what_is_known_of_one_start_is_not_taken_for_the_next(parent: subprocess
 
 def test_a_first_process_that_went_is_not_known_any_more(parent: subprocess.Popen[bytes]) -> None:
     bodies, facts = Bodies(), UnitFacts("active", "first", parent.pid)
-    assert bodies.of(UNIT, facts)[0] is not None
-    parent.terminate()
+    body, _ = bodies.of(UNIT, facts)
+    assert body is not None
+    os.killpg(parent.pid, signal.SIGKILL)
     parent.wait(10)
+    deadline = time.monotonic() + 10
+    leader = Path(f"/proc/{body.leader.pid}")
+    while leader.exists():  # it fell to another parent, which reaps it when it comes to that
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert bodies.of(UNIT, facts) == (None, "X")
