@@ -38,7 +38,6 @@ from tests.fakes.services import FakeServices
 from tests.fakes.unixhttp import Api, error, until
 
 pytestmark = pytest.mark.asyncio
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="speaking as another user needs root")
 
 
 async def test_another_wire_version_is_told_so_everywhere(scout: Api) -> None:

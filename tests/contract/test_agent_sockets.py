@@ -20,9 +20,9 @@ from tests.contract.agents_kit import (
 )
 from tests.fakes.services import FakeServices
 from tests.fakes.unixhttp import Api, as_user, error
+from tests.support.needs import needs_root
 
 pytestmark = pytest.mark.asyncio
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="another user needs root")
 
 
 @needs_root

@@ -22,8 +22,7 @@ from reconciler.model.states import Desired
 from tests.contract.cli_kit import ROOT, hive
 from tests.fakes.objects import COMMIT
 from tests.fakes.services import FakeServices
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="another user needs root")
+from tests.support.needs import needs_root
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("server")]
 

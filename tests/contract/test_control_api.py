@@ -25,9 +25,9 @@ from tests.contract.control_kit import BODIES, body_of, name_of, path_of, sessio
 from tests.fakes.objects import OPERATOR_SECRET, VIEWER_SECRET
 from tests.fakes.services import FakeServices
 from tests.fakes.unixhttp import Api, as_user, error, get, until
+from tests.support.needs import needs_root
 
 pytestmark = pytest.mark.asyncio
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="speaking as another user needs root")
 
 STRANGER, OPERATORS, UI = 54321, 54322, 54323
 

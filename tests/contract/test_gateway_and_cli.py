@@ -18,6 +18,7 @@ import pytest_asyncio
 from reconciler.gateway.messages import Added
 from reconciler.model.days import local_day
 from tests.integration.gateway_kit import SECRET, WAIT_S, Lab, lab_folder, policy, until
+from tests.support.needs import needs_root
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -27,7 +28,7 @@ pytestmark = [
     pytest.mark.asyncio,
     pytest.mark.integration,
     pytest.mark.skipif(CLI is None, reason="no Claude Code CLI: run `make deps`"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root to run the CLI as another user"),
+    needs_root,
 ]
 
 

@@ -17,6 +17,7 @@ from reconciler.effects.protocols import HostFiles
 from reconciler.errors import InvalidError, PermanentError
 from reconciler.model.names import AgentName
 from tests.fakes.hostfiles import FakeHostFiles
+from tests.support.needs import needs_root
 
 pytestmark = pytest.mark.asyncio
 SCOUT = AgentName("scout")
@@ -32,9 +33,7 @@ class World:
 @pytest.fixture(
     params=[
         "fake",
-        pytest.param(
-            "real", marks=pytest.mark.skipif(os.geteuid() != 0, reason="changing owners needs root")
-        ),
+        pytest.param("real", marks=needs_root),
     ]
 )
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from reconciler.scripted.scenario import Scenario
 from reconciler.scripted.server import Log, ScriptedModel
+from tests.support.needs import needs_root
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -27,7 +28,7 @@ CLI = next(ROOT.glob(".venv-harness/lib/python3*/site-packages/claude_agent_sdk/
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(CLI is None, reason="no Claude Code CLI: run `make deps`"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root to run the CLI as another user"),
+    needs_root,
 ]
 
 BASH = {"tools": [{"name": "Bash", "input": {"command": "echo $((6 * 7))", "description": "multiply"}}]}

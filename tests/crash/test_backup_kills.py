@@ -20,8 +20,9 @@ from reconciler.errors import HiveError, OperatorError
 from tests.support import hives
 from tests.support.crash.syscalls import Call, calls_of, killed_at
 from tests.support.hivedprocess import supervised
+from tests.support.needs import needs_root
 
-pytestmark = hives.needs_root
+pytestmark = needs_root
 FULL = os.environ.get("HYPOTHESIS_PROFILE") == "full"
 DEATHS = 400 if FULL else 6
 HIVE = ("-m", "reconciler.cli")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -19,8 +18,9 @@ from reconciler.errors import DiskFullError, TemporaryError
 from tests.support.crash.scenarios import SMITH
 from tests.support.crash.walk import Ground, ground
 from tests.support.crash.world import World, copy_world
+from tests.support.needs import needs_root
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a file system of its own needs root")
+pytestmark = needs_root
 ROOM = "24m"
 
 

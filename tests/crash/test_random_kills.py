@@ -22,8 +22,9 @@ from tests.support.crash.endstate import check_laws
 from tests.support.crash.scenarios import BOSS, SMITH, commit_on_main
 from tests.support.crash.walk import Ground, ground
 from tests.support.crash.world import World, approve, done_before
+from tests.support.needs import needs_root
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners, sockets and users of a hive need root")
+pytestmark = needs_root
 FULL = os.environ.get("HYPOTHESIS_PROFILE") == "full"
 SECONDS = 60 * float(os.environ.get("HIVE_CRASH_MINUTES", "10" if FULL else "0.17"))
 SEED = int(os.environ.get("HIVE_CRASH_SEED", time.time_ns() % 1_000_000))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import time
@@ -21,8 +20,9 @@ from tests.support.crash.harness import acting_as
 from tests.support.crash.points import Fault
 from tests.support.crash.walk import Ground, ground
 from tests.support.crash.world import World, approve, new_agent
+from tests.support.needs import needs_root
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners, sockets and users of a hive need root")
+pytestmark = needs_root
 STREAMS = 10
 MESSAGES = 40
 STOP_S = 5.0

@@ -16,8 +16,9 @@ import pytest
 from tests.support.crash.points import DEATHS, Fault
 from tests.support.crash.scenarios import SCENARIOS
 from tests.support.crash.walk import Ground, Walk, ground, play
+from tests.support.needs import needs_root
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners, sockets and users of a hive need root")
+pytestmark = needs_root
 FULL = os.environ.get("HYPOTHESIS_PROFILE") == "full"
 
 

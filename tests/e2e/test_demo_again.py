@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.support.demohive import DemoHive, descendants, free_port, start_demo, stop_demo
+from tests.support.needs import needs_root
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make namespaces")
+pytestmark = needs_root
 
 
 def traces(folder: Path, pid: str) -> list[str]:

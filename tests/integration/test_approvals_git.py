@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -20,10 +19,11 @@ from reconciler.model.names import AgentName, Commit
 from reconciler.model.states import ProposalState, Risk, Role
 from tests.integration.hostile import NOBODY, Agent
 from tests.support.approvals import ALICE, BOSS, SMITH, World
+from tests.support.needs import needs_root
 
 pytestmark = [
     pytest.mark.asyncio,
-    pytest.mark.skipif(os.geteuid() != 0, reason="dropping to another user needs root"),
+    needs_root,
 ]
 
 

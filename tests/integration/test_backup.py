@@ -19,8 +19,9 @@ from reconciler.errors import HiveError, PermanentError, TemporaryError
 from reconciler.store.db import Store
 from tests.support import hives
 from tests.support.hives import BASES, NOT_UTF8, OPERATOR, SCOUT, SMITH, Hive, restored
+from tests.support.needs import needs_root
 
-pytestmark = [pytest.mark.asyncio, hives.needs_root]
+pytestmark = [pytest.mark.asyncio, needs_root]
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from reconciler.cli.main import main
 from tests.fakes.unixhttp import until
 from tests.support import hives
 from tests.support.hivedprocess import Supervised, supervised
+from tests.support.needs import needs_root
 
-pytestmark = [pytest.mark.asyncio, hives.needs_root]
+pytestmark = [pytest.mark.asyncio, needs_root]
 
 
 @pytest.fixture

@@ -21,8 +21,9 @@ from reconciler.demo.launch import World
 from reconciler.demo.place import Place
 from reconciler.demo.services import ENVIRONMENT, Credential, Service
 from reconciler.demo.world import Plan
+from tests.support.needs import needs_root
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make namespaces")
+pytestmark = needs_root
 
 BASE = 1_048_576 + 250 * 65536
 SKELETON = """\

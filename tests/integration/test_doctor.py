@@ -30,8 +30,9 @@ from tests.fakes.faults import Faults
 from tests.fakes.nix import FakeNix
 from tests.support import hives
 from tests.support.hives import BASES, GONE, OPERATOR, SCOUT, SMITH, Hive
+from tests.support.needs import needs_root
 
-pytestmark = [pytest.mark.asyncio, hives.needs_root]
+pytestmark = [pytest.mark.asyncio, needs_root]
 ROOT = Path(__file__).parents[2]
 
 

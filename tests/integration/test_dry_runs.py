@@ -5,7 +5,6 @@ all checks are made, the answer is the real one's, and not a byte stays.
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -36,10 +35,11 @@ from tests.fakes.nix import FakeNix
 from tests.fakes.unixhttp import Answer, Api
 from tests.integration.hostile import NOBODY
 from tests.support.approvals import agent_nix, deploy
+from tests.support.needs import needs_root
 
 pytestmark = [
     pytest.mark.asyncio,
-    pytest.mark.skipif(os.geteuid() != 0, reason="dropping to another user needs root"),
+    needs_root,
 ]
 
 CHANGING = ("id", "tag", "commit", "digest", "token", "url", "progress")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -26,6 +25,7 @@ from reconciler.gateway.messages import VERSION, AskSpending, DropAgent, Hello, 
 from reconciler.gateway.packets import Packets
 from reconciler.store.ledger import Ledger
 from tests.integration.gateway_kit import MODEL, WAIT_S, Lab, body, lab_folder, policy, until
+from tests.support.needs import needs_root
 
 pytestmark = pytest.mark.asyncio
 ROOT = Path(__file__).parents[2]
@@ -248,7 +248,7 @@ async def test_the_program_says_in_one_line_why_it_cannot_start(lab: Lab) -> Non
 
 
 # ---------------------------------------------------------------------------------- the control socket
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+@needs_root
 async def test_only_root_and_the_gateways_own_user_may_control_it(lab: Lab) -> None:
     script = (
         "import socket, sys\n"

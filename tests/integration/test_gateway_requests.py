@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from aiohttp import web
 from reconciler.gateway.deadlines import Bounds, Deadlines
 from reconciler.store.ledger import Ledger
 from tests.integration.gateway_kit import MODEL, SECRET, Lab, body, lab_folder, policy, until
+from tests.support.needs import needs_root
 
 pytestmark = pytest.mark.asyncio
 NOBODY = 65534
@@ -97,7 +97,7 @@ async def test_a_changed_credential_is_read_anew_and_a_missing_one_is_an_error(l
 
 
 # ----------------------------------------------------------------------------------------- who may ask
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+@needs_root
 @pytest.mark.parametrize("offset", [1000, 1, 65536])
 async def test_a_peer_of_any_other_uid_is_closed_unread(lab: Lab, offset: int) -> None:
     base = 1_048_576

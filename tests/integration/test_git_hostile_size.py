@@ -43,11 +43,12 @@ from tests.integration.hostile_packs import (
     zeros,
     zeros_id,
 )
+from tests.support.needs import needs_root
 
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.asyncio,
-    pytest.mark.skipif(os.geteuid() != 0, reason="dropping to another user needs root"),
+    needs_root,
 ]
 
 SMITH = AgentName("smith")

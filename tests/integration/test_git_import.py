@@ -19,11 +19,12 @@ from reconciler.errors import DiskFullError, InvalidError, OperatorError, Tempor
 from reconciler.model.names import AgentName, Commit
 from tests.fakes.unixhttp import until
 from tests.integration.hostile import EMPTY, NOBODY, Agent
+from tests.support.needs import needs_root
 
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.asyncio,
-    pytest.mark.skipif(os.geteuid() != 0, reason="dropping to another user needs root"),
+    needs_root,
 ]
 
 SMITH = AgentName("smith")

@@ -19,11 +19,12 @@ from reconciler.effects.protocols import RawFileDiff
 from reconciler.errors import CommandError, InvalidError, PermanentError
 from reconciler.model.names import AgentName, Commit
 from tests.integration.hostile import NOBODY, Agent
+from tests.support.needs import needs_root
 
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.asyncio,
-    pytest.mark.skipif(os.geteuid() != 0, reason="dropping to another user needs root"),
+    needs_root,
 ]
 
 SMITH = AgentName("smith")

@@ -14,11 +14,12 @@ from reconciler.config import Config
 from reconciler.effects.hostfiles import RealHostFiles
 from reconciler.errors import CommandError, PermanentError
 from reconciler.model.names import AgentName
+from tests.support.needs import needs_root
 
 pytestmark = [
     pytest.mark.asyncio,
     pytest.mark.integration,
-    pytest.mark.skipif(os.geteuid() != 0, reason="changing owners needs root"),
+    needs_root,
 ]
 SCOUT = AgentName("scout")
 BASE = 65536 * 4000

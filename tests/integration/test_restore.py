@@ -29,8 +29,9 @@ from reconciler.store.db import Store
 from tests.fakes.services import a_header
 from tests.support import hives
 from tests.support.hives import BASES, SCOUT, SMITH, Hive, restored, target
+from tests.support.needs import needs_root
 
-pytestmark = [pytest.mark.asyncio, hives.needs_root]
+pytestmark = [pytest.mark.asyncio, needs_root]
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -18,10 +17,11 @@ from reconciler.app import Hived
 from reconciler.model.states import Role
 from reconciler.store.db import Store
 from tests.support.fleets import FIRST_BASE, Fleet, fleet, name_of
+from tests.support.needs import needs_root
 
 pytestmark = [
     pytest.mark.asyncio,
-    pytest.mark.skipif(os.geteuid() != 0, reason="sockets of other users need root"),
+    needs_root,
 ]
 
 FEW, MANY = 3, 60

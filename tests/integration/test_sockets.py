@@ -14,9 +14,9 @@ import pytest
 from reconciler.errors import PermanentError
 from reconciler.sockets import Listener, Peer, bind, peer_of
 from tests.fakes.unixhttp import as_user, until
+from tests.support.needs import needs_root
 
 pytestmark = pytest.mark.asyncio
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="other owners need root")
 
 
 class Echo(asyncio.Protocol):

@@ -23,10 +23,11 @@ from reconciler.errors import HiveError
 from reconciler.sockets import inherited
 from tests.fakes.unixhttp import until
 from tests.support.hivedprocess import CLONE, supervised
+from tests.support.needs import needs_root
 
 pytestmark = [
     pytest.mark.asyncio,
-    pytest.mark.skipif(os.geteuid() != 0, reason="hived runs as root"),
+    needs_root,
 ]
 
 

@@ -17,8 +17,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from reconciler.backup.reading import Report, read
 from reconciler.backup.restore import Restore, Restored
 from reconciler.backup.service import BackupService
@@ -39,7 +37,6 @@ SMITH, SCOUT, GONE = AgentName("smith"), AgentName("scout"), AgentName("gone")
 BASES = {SMITH: 1_048_576, SCOUT: 1_114_112, GONE: 1_179_648}
 FORMAT = "--format=%(refname) %(objectname) %(*objectname)"
 NOT_UTF8 = b"caf\xe9 \n\x1b[31m"
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="owners need root")
 
 
 @dataclass

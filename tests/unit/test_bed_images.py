@@ -11,6 +11,7 @@ import pytest
 
 from checks.bed import images, settings, sources
 from reconciler.errors import PermanentError
+from tests.support.needs import needs_root
 
 _STANZAS = """\
 Types: deb
@@ -85,7 +86,7 @@ def test_a_machine_without_an_archive_of_debian_is_told_so(tmp_path: Path) -> No
         sources.for_suite("trixie", _etc(tmp_path))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="images are made as root")
+@needs_root
 class TestParts:
     def test_what_fails_half_way_leaves_nothing_behind(self, tmp_path: Path) -> None:
         def fail(_at: object, path: Path) -> None:

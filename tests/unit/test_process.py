@@ -14,9 +14,9 @@ import pytest
 from reconciler.effects import process
 from reconciler.effects.process import Rlimits, run
 from reconciler.errors import CommandError, DiskFullError, PermanentError
+from tests.support.needs import needs_root
 
 pytestmark = pytest.mark.asyncio
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="dropping to another user needs root")
 
 
 def alive(pid: int) -> bool:

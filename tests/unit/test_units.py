@@ -18,7 +18,7 @@ from reconciler.units.files import HANDED_OVER, SYSUSERS, TMPFILES, Host, files,
 from reconciler.units.hardening import STRICT
 from reconciler.units.installing import changeable, check_readable
 from reconciler.units.model import Unit, changed, setting, word
-from tests.support.hives import needs_root
+from tests.support.needs import needs_root
 
 ROOT = Path(__file__).parents[2]
 DRIVERS: tuple[catalogue.Driver, ...] = ("shim", "systemd")
@@ -140,7 +140,7 @@ def test_a_path_means_itself_in_a_unit_file(path: str, expected: str) -> None:
     assert word(path) == expected
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="owners need root")
+@needs_root
 @pytest.mark.parametrize("group", ["", "nix-users"])
 def test_systemd_makes_the_users_and_directories(tmp_path: Path, group: str) -> None:
     made = Host(Config(), build_group=group)
